@@ -1,0 +1,28 @@
+"""tightrope: the law of every tensor of a training step, predicted, measured and corrected."""
+
+from tightrope.check import check
+from tightrope.compare import Comparison, compare
+from tightrope.errors import TightropeError
+from tightrope.finding import Finding, Remedy
+from tightrope.law import Law
+from tightrope.measure import Measurement
+from tightrope.predict import Forecast
+from tightrope.report.model import Report
+from tightrope.step import measure, predict
+from tightrope.subject import Subject
+
+__all__ = [
+    "Comparison",
+    "Finding",
+    "Forecast",
+    "Law",
+    "Measurement",
+    "Remedy",
+    "Report",
+    "Subject",
+    "TightropeError",
+    "check",
+    "compare",
+    "measure",
+    "predict",
+]

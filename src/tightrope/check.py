@@ -1,0 +1,62 @@
+"""`check`: predict, measure and diagnose one step of a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightrope.measure.measurement import Measurement, Meter
+from tightrope.predict import forecast
+from tightrope.report.model import Report, make_report
+from tightrope.step import bind, record
+from tightrope.study import Models, Optimizers, Study
+from tightrope.subject import first_batch, split
+from tightrope.tape.recorder import Recorder
+
+
+def check(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss: Callable[..., Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Report:
+    """Predict, measure and diagnose one training step; nothing is changed.
+
+    Args:
+        model: the model, in the mode it trains in.
+        data: a batch or a loader; see `Subject`.
+        loss: `loss(output, target)` or `loss(output)`; None for a model that returns its loss.
+        optimizer: judged too when given.
+
+    Raises:
+        RecordError: the step could not be run.
+        InputError: the model, batch or loss is no such thing.
+    """
+    begin = time.perf_counter()
+    return make_report([study(model, data, loss=loss, optimizer=optimizer)], seconds=time.perf_counter() - begin)
+
+
+def study(
+    model: nn.Module,
+    data: Any,
+    *,
+    loss: Callable[..., Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Study:
+    """Record one step and study it; the arguments are those of `check`."""
+    inputs, with_target = split(first_batch(data), loss)
+    meter = Meter()
+    found: list[Measurement] = []
+    recorder = Recorder(meter, roots={"": model}, on_backward=lambda tape: found.append(meter.measurement(tape)))
+    args, kwargs = bind(inputs)
+    record(model, args, kwargs, with_target, recorder)
+    optimizers = Optimizers((optimizer,) if optimizer is not None else ())
+    return Study.of(forecast(found[-1].tape), found[-1], models=Models({"": model}), optimizers=optimizers)
+
+
+__all__ = ["check", "study"]

@@ -1,0 +1,114 @@
+"""Discovers the checks: one file each, named for the fault, its docstring the page that `explain` prints.
+
+A check module has
+    __doc__        the page: a first line "`name`: what is wrong.", then the sections of `SECTIONS`
+    STAGE          when it can be judged: "graph" (before data), "batch" (one step), "run" (several steps)
+    EXPLAINS       names of the checks whose findings are echoes of this one
+    judge(...)     yields findings; the annotations of its parameters say what it reads (parts of a `Study`)
+    sick()         the smallest `Subject` that triggers it
+    healthy()      the nearest `Subject` that must not
+    Findings name their remedies in `Finding.remedies`, made by `tightrope.remedies`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+from tightrope.errors import InputError, RegistryError
+from tightrope.finding import Finding
+from tightrope.study import Study
+
+SECTIONS = ("Law", "Evidence", "Verdict", "Remedy", "Limits", "References")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: as in reports and `tightrope explain`.
+        title: first line of the page.
+        page: section texts by name.
+        stage: "graph", "batch" or "run".
+        explains: checks whose findings are echoes of this one.
+        module: where it is written.
+    """
+
+    name: str
+    title: str
+    page: dict[str, str]
+    stage: str
+    explains: tuple[str, ...]
+    module: ModuleType
+
+    def judge(self, study: Study) -> list[Finding]:
+        """Findings of this check on a study."""
+        function: Callable[..., Iterable[Finding]] = self.module.judge
+        hints = typing.get_type_hints(function)
+        return list(function(**{p: study.give(hints[p]) for p in inspect.signature(function).parameters}))
+
+
+@cache
+def all_checks() -> dict[str, Check]:
+    """Every check by name.
+
+    Raises:
+        RegistryError: a page or a function is missing, or a name is taken twice.
+    """
+    found: dict[str, Check] = {}
+    package = importlib.import_module("tightrope.checks")
+    for info in pkgutil.walk_packages(package.__path__, "tightrope.checks."):
+        module = importlib.import_module(info.name)
+        if not hasattr(module, "judge"):
+            continue
+        check = _read(module)
+        if check.name in found:
+            raise RegistryError(f"register the check {check.name}", f"{found[check.name].module.__file__} has it", "Rename")
+        found[check.name] = check
+    return dict(sorted(found.items()))
+
+
+def get(name: str) -> Check:
+    """The check of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    checks = all_checks()
+    if name not in checks:
+        raise InputError(f"explain {name}", "there is no such check", f"Choose one of: {', '.join(checks)}")
+    return checks[name]
+
+
+def _read(module: ModuleType) -> Check:
+    where = module.__file__ or module.__name__
+    for needed in ("STAGE", "EXPLAINS", "sick", "healthy"):
+        if not hasattr(module, needed):
+            raise RegistryError(f"read the check in {where}", f"it has no {needed}", f"Define {needed}")
+    lines = inspect.cleandoc(module.__doc__ or "").splitlines()
+    head = re.match(r"`([a-z0-9-]+)`: (.+)", lines[0] if lines else "")
+    if head is None:
+        raise RegistryError(f"read the page in {where}", "no first line", "Begin it with \"`name`: what is wrong.\"")
+    page: dict[str, str] = {}
+    section = ""
+    for line in lines[1:]:
+        start = re.match(r"([A-Z][a-z]+)  +(.*)", line)
+        if start and start[1] in SECTIONS:
+            section = start[1]
+            page[section] = start[2].strip()
+        elif section and line.strip():
+            page[section] += " " + line.strip()
+    if tuple(page) != SECTIONS:
+        raise RegistryError(f"read the page in {where}", f"its sections are {tuple(page)}", f"Write {SECTIONS}, in order")
+    return Check(head[1], head[2], page, module.STAGE, tuple(module.EXPLAINS), module)
+
+
+__all__: list[str] = ["Check", "all_checks", "get"]

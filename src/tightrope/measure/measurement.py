@@ -1,0 +1,130 @@
+"""Measure a step while it runs: an observer of the recorder that keeps numbers, not tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tightrope.law import Law
+from tightrope.measure.laws import arrange, estimate
+from tightrope.roles import Axes
+from tightrope.tape.axes import infer, of_source
+from tightrope.tape.tape import Entry, Tape, Value
+
+
+@dataclass(frozen=True)
+class Units:
+    """What single channels of a tensor do.
+
+    Attributes:
+        channels: number of channels (units).
+        zero: share of elements that are exactly zero.
+        silent: share of channels that are exactly zero on every sample and site of the batch.
+        low, high: smallest and largest value.
+        nonfinite: number of elements that are NaN or infinite.
+        first_nonfinite: index of the first of them.
+    """
+
+    channels: int
+    zero: float
+    silent: float
+    low: float
+    high: float
+    nonfinite: int = 0
+    first_nonfinite: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The measured laws of one step.
+
+    Attributes:
+        tape: the step.
+        laws: law of each floating-point value, by id.
+        gradients: law of the loss's gradient with respect to each value, by id.
+        units: what the channels of each value do, by id.
+        loss: the loss's number; None when there was no backward pass.
+    """
+
+    tape: Tape
+    laws: dict[int, Law]
+    gradients: dict[int, Law]
+    units: dict[int, Units] = field(repr=False)
+    loss: float | None = None
+
+
+class Meter:
+    """The recorder's observer that measures laws.
+
+    A step that ends in several backward passes has one measurement per pass: the forward laws are shared,
+    the gradients are those of the pass.
+    """
+
+    def __init__(self) -> None:
+        self.laws: dict[int, Law] = {}
+        self.units: dict[int, Units] = {}
+        self.axes: dict[int, Axes] = {}
+        self._read: set[int] = set()
+        self.gradients: dict[int, Law] = {}
+        self.losses: dict[int, float] = {}
+
+    def on_value(self, tape: Tape, value: Value, tensor: Tensor, entry: Entry | None) -> None:
+        if entry is None:
+            self.axes[value.id] = of_source(tape, value)
+        elif value.id == entry.outputs[0]:
+            for number in entry.inputs:
+                if tape.values[number].producer is None:
+                    self.axes[number] = self._reread(tape, number, entry)
+            self.axes.update(zip(entry.outputs, infer(tape, entry, self.axes), strict=True))
+        if value.is_float and tensor.numel():
+            self.laws[value.id] = estimate(tensor, self.axes[value.id])
+            self.units[value.id] = count_units(tensor, self.axes[value.id])
+            if tensor.numel() == 1:
+                self.losses[value.id] = float(tensor)
+
+    def _reread(self, tape: Tape, number: int, entry: Entry) -> Axes:
+        """A source's axes are judged by its first reader, which is only known now."""
+        value = tape.values[number]
+        axes = of_source(tape, value, entry)
+        if number in self._read or axes == self.axes[number]:
+            axes = self.axes[number]
+        elif value.is_float and value.content is not None:
+            self.laws[number] = estimate(value.content, axes)
+        self._read.add(number)
+        return axes
+
+    def on_backward(self, tape: Tape) -> None:
+        self.gradients = {}
+
+    def on_gradient(self, value: Value, gradient: Tensor) -> None:
+        if gradient.numel() and gradient.is_floating_point():
+            self.gradients[value.id] = estimate(gradient, self.axes[value.id])
+
+    def measurement(self, tape: Tape) -> Measurement:
+        """What was measured of the values on this tape."""
+        laws = {i: law for i, law in self.laws.items() if i in tape.values}
+        units = {i: found for i, found in self.units.items() if i in tape.values}
+        gradients = {i: law for i, law in self.gradients.items() if i in tape.values}
+        loss = self.losses.get(tape.loss) if tape.loss is not None else None
+        return Measurement(tape, laws, gradients, units, loss)
+
+
+def count_units(x: Tensor, axes: Axes) -> Units:
+    """What the channels of a real tensor do."""
+    low, high = (float(edge) for edge in torch.aminmax(x))
+    nonfinite, first = 0, None
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = ~torch.isfinite(x)
+        nonfinite = int(bad.sum())
+        first = tuple(int(i) for i in bad.nonzero()[0]) if nonfinite else None
+    zero = silent = 0.0
+    channels = 1
+    if low <= 0.0 <= high:
+        where = arrange(x == 0, axes)
+        channels = where.shape[2]
+        zero = float(where.float().mean())
+        silent = float(where.all(dim=1).all(dim=0).float().mean()) if zero > 0 else 0.0
+    return Units(channels, zero, silent, low, high, nonfinite, first)

@@ -1,0 +1,177 @@
+"""Predict the law of every tensor of a step, forward and backward, from theory.
+
+No sample runs through the network: shapes were recorded, the laws of the inputs and the weights (or the
+laws of their initialisers) are carried from operation to operation by `tightrope.rules`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tightrope.law import Law
+from tightrope.roles import Axes
+from tightrope.rules import numerical
+from tightrope.rules.elementwise import joined
+from tightrope.rules.registry import Call, Gradients, find
+from tightrope.rules.state import State
+from tightrope.tape.axes import infer, of_source
+from tightrope.tape.tape import Entry, Kind, Tape, Value
+from tightrope.rules.weights import weight_state
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The predicted laws of one step.
+
+    Attributes:
+        tape: the step.
+        laws: law of each floating-point value, by id.
+        gradients: law of the loss's gradient with respect to each value, by id.
+        states: the same forward laws resolved over sites and channels.
+        trivial: indices of entries whose law is their input's by construction.
+        simulated: entries that had no rule and were evaluated numerically on their predicted input law.
+        unknown: entries that could not be predicted, and why.
+        seconds: wall time of the prediction.
+    """
+
+    tape: Tape
+    laws: dict[int, Law]
+    gradients: dict[int, Law]
+    states: dict[int, State] = field(repr=False)
+    trivial: frozenset[int] = frozenset()
+    simulated: tuple[Entry, ...] = ()
+    unknown: tuple[tuple[Entry, str], ...] = ()
+    seconds: float = 0.0
+
+
+def forecast(tape: Tape, sources: dict[int, State] | None = None) -> Forecast:
+    """Carry laws over a tape, forward and, if it has a loss, backward.
+
+    Args:
+        tape: the recorded step.
+        sources: laws of values from outside, by id; parameters, buffers and known tensors need none. Inputs
+            that are missing are taken as standard normal.
+    """
+    begin = time.perf_counter()
+    with torch.no_grad():
+        sweep = _Sweep(tape, sources or {})
+        sweep.forward()
+        if tape.loss is not None:
+            sweep.backward()
+    laws = {number: state.law() for number, state in sweep.states.items()}
+    gradients = {number: state.law() for number, state in sweep.gradients.items()}
+    return Forecast(
+        tape, laws, gradients, sweep.states, frozenset(sweep.trivial), tuple(sweep.simulated), tuple(sweep.unknown),
+        time.perf_counter() - begin,
+    )  # fmt: skip
+
+
+class _Sweep:
+    """One pass over the tape in each direction."""
+
+    def __init__(self, tape: Tape, sources: dict[int, State]) -> None:
+        self.tape = tape
+        self.states: dict[int, State] = {}
+        self.gradients: dict[int, State] = {}
+        self.axes: dict[int, Axes] = {}
+        self.calls: list[tuple[Call, Any]] = []
+        self.latents: dict[int, Any] = {}
+        self.trivial: set[int] = set()
+        self.simulated: list[Entry] = []
+        self.unknown: list[tuple[Entry, str]] = []
+        for number, state in sources.items():
+            if number in tape.values:
+                self.states[number], self.axes[number] = state, state.axes
+
+    def forward(self) -> None:
+        for entry in self.tape.entries:
+            for number in entry.inputs:
+                if number not in self.axes:
+                    self.axes[number] = of_source(self.tape, self.tape.values[number], entry)
+                if number not in self.states:
+                    self._source(self.tape.values[number])
+            axes = infer(self.tape, entry, self.axes)
+            self.axes.update(zip(entry.outputs, axes, strict=True))
+            outputs = [self.tape.values[number] for number in entry.outputs]
+            if all(value.kind is Kind.KNOWN for value in outputs):
+                for value in outputs:
+                    self._source(value)
+            elif any(value.is_float for value in outputs):
+                self._propagate(entry, axes)
+
+    def _source(self, value: Value) -> None:
+        """The state of a tensor from outside."""
+        if not value.is_float:
+            return
+        axes = self.axes[value.id]
+        if value.kind in (Kind.PARAMETER, Kind.BUFFER):
+            self.states[value.id] = weight_state(value, axes)
+        elif value.content is not None and not value.content.is_meta:
+            self.states[value.id] = State.of_content(axes, value.content)
+        else:
+            self.states[value.id] = State.of(axes, 0.0, residual=1.0)
+
+    def _propagate(self, entry: Entry, axes: list[Axes]) -> None:
+        floats = [n for n in entry.inputs if self.tape.values[n].is_float]
+        lost = [n for n in floats if n not in self.states]
+        call = Call(self.tape, entry, self.states, axes, self.latents)
+        found = find(entry.op)
+        if lost:
+            self.unknown.append((entry, "an input's law is unknown"))
+            return
+        try:
+            if found is None:
+                raise NotImplementedError(f"no rule for {entry.op}")
+            result = found.forward(call)
+        except NotImplementedError:
+            try:
+                result = numerical.forward(call)
+            except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+                self.unknown.append((entry, str(error).splitlines()[0] if str(error) else type(error).__name__))
+                return
+            self.simulated.append(entry)
+            found = None
+        outputs = [n for n in entry.outputs if self.tape.values[n].is_float]
+        states = [result] if isinstance(result, State) else list(result)
+        for number, state in zip(outputs, states, strict=False):
+            self.states[number] = state
+        if found is not None and found.trivial:
+            self.trivial.add(entry.index)
+        self.calls.append((call, found))
+
+    def backward(self) -> None:
+        loss = self.tape.loss
+        assert loss is not None
+        self.gradients[loss] = State.of(self.axes[loss], 1.0)
+        for call, found in reversed(self.calls):
+            upstream = [self.gradients.get(number) for number in call.entry.outputs]
+            if all(state is None for state in upstream):
+                continue
+            try:
+                if found is None:
+                    grads: Gradients = numerical.backward(call, upstream)
+                elif found.backward is None:
+                    raise NotImplementedError(f"no gradient rule for {call.entry.op}")
+                else:
+                    grads = found.backward(call, upstream[0] if len(upstream) == 1 else upstream)
+            except (NotImplementedError, RuntimeError) as error:
+                self.unknown.append((call.entry, f"backward: {str(error).splitlines()[0]}"))
+                continue
+            for number, state in grads.items():
+                if not self.tape.values[number].is_float:
+                    continue
+                before = self.gradients.get(number)
+                self.gradients[number] = state if before is None else joined(before, state)
+
+
+def default_projection(shape: tuple[int, ...]) -> torch.Tensor:
+    """The fixed random direction that stands in for a loss when none is given: N(0, 1), always the same."""
+    generator = torch.Generator().manual_seed(20260101)
+    return torch.randn(shape, generator=generator)
+
+
+__all__ = ["Forecast", "forecast"]

@@ -1,0 +1,1 @@
+"""How each operation carries the law of a tensor, forward and backward: one file per family."""

@@ -1,0 +1,395 @@
+"""Elementwise operations: one rule for all, the operation itself by quadrature.
+
+A chain of elementwise operations on one variable (`x * sigmoid(x)`, a GELU spelled out) is one function of
+it: its values at the quadrature nodes travel along the chain, and so do the derivatives on the way back.
+Operations on several independent variables are sums and products of laws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from tightrope.roles import Axes
+from tightrope.rules.expectation import Latent, latent, product
+from tightrope.rules.registry import Call, Gradients, rule
+from tightrope.rules.state import State, state_shape
+from tightrope.tape.tape import Entry, Ref
+
+CURVED = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh",
+    "sigmoid", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "tanhshrink", "logsigmoid",
+    "threshold", "rrelu", "prelu", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "square",
+    "reciprocal", "abs", "sign", "sin", "cos", "tan", "atan", "asinh", "erf", "erfc", "clamp", "clamp_min",
+    "clamp_max", "exp2", "sinc", "sinh", "cosh", "frac", "round", "floor", "ceil", "trunc", "nan_to_num", "logit",
+    "pow", "rpow", "maximum", "minimum", "where", "lerp", "addcmul", "addcdiv",
+)  # fmt: skip
+LINEAR = ("add", "sub", "rsub", "mul", "div", "rdiv", "neg", "positive")
+CHAINING = frozenset((*CURVED, *LINEAR))
+"""Operations that can continue a chain of elementwise functions of one variable."""
+
+_KINKS = {
+    **dict.fromkeys(("relu", "leaky_relu", "rrelu", "elu", "selu", "celu", "abs", "sign", "softsign", "prelu"), (0.0,)),
+    **dict.fromkeys(("sqrt", "rsqrt", "log"), (0.0,)),
+    "relu6": (0.0, 6.0), "hardsigmoid": (-3.0, 3.0), "hardswish": (-3.0, 3.0),
+}  # fmt: skip
+
+
+def kinks(entry: Entry) -> tuple[float, ...]:
+    """Where the operation or its derivative jumps: the quadrature is split there."""
+    op = entry.op
+    if op in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
+        default = 1.0 if op == "hardtanh" else None
+        low = entry.argument(1, "max" if op == "clamp_max" else "min", entry.kwargs.get("min_val", default and -default))
+        high = entry.argument(2, "max", entry.kwargs.get("max_val", default))
+        return tuple(sorted({float(edge) for edge in (low, high) if isinstance(edge, (int, float))}))
+    if op in ("hardshrink", "softshrink"):
+        edge = float(entry.argument(1, "lambd", 0.5))
+        return (-edge, edge)
+    if op == "threshold":
+        return (float(entry.argument(1, "threshold")),)
+    return _KINKS.get(op, ())
+
+
+@rule(*CURVED, *LINEAR)
+def elementwise(call: Call) -> State:
+    """Any elementwise operation.
+
+    One variable (and known tensors): the operation at the variable's quadrature nodes. Several variables: sums and
+    products of independent laws.
+
+    Raises:
+        NotImplementedError: another operation on several variables, or an operand whose content is unknown.
+    """
+    numbers = _tensors(call)
+    random = [n for n in numbers if not _known(call.states[n])]
+    if not random:
+        return State.of(call.axes[0], _evaluate(call, {n: call.states[n].mean for n in numbers}))
+    if call.entry.op in LINEAR and not _chained(call, random):
+        return _linear(call, random)
+    variable = _variable(call, random)
+    values = {n: _nodes(call.states[n], variable, n) for n in numbers}
+    output = _evaluate(call, values)
+    state = replace(variable.state(output), axes=call.axes[0])
+    call.saved["variable"], call.saved["random"] = variable, random
+    return replace(state, latent=variable, nodes=output) if _goes_on(call) else state
+
+
+@elementwise.gradient
+def _(call: Call, upstream: State) -> Gradients:
+    numbers = _tensors(call)
+    variable = call.saved.get("variable")
+    if variable is None:
+        return _linear_gradients(call, upstream, numbers)
+    held = upstream.latent
+    inside = isinstance(held, Adjoint) and held.variable is variable
+    adjoint = held if inside and isinstance(held, Adjoint) else Adjoint(variable, upstream)
+    found: Gradients = {}
+    slopes = _slopes(call, variable, numbers)
+    for number, slope in slopes.items():
+        nodes = slope * upstream.nodes if inside and upstream.nodes is not None else slope
+        made = adjoint.state(nodes)
+        if number in call.saved["random"]:
+            found[number] = replace(made, axes=call.states[number].axes)
+        else:
+            found[number] = reduced(replace(made, latent=None, nodes=None), call.states[number], call.axes[0])
+    return found
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """The way back from the end of a chain: derivatives at the nodes, times the gradient that reached its end."""
+
+    variable: Latent
+    upstream: State
+
+    def state(self, nodes: Tensor) -> State:
+        """The gradient whose derivative from the chain's end has these values at the nodes."""
+        upstream = replace(self.upstream, latent=None, nodes=None)
+        return replace(product(upstream, self.variable.state(nodes)), latent=self, nodes=nodes)
+
+
+def joined(left: State, right: State) -> State:
+    """The sum of two gradients of one value; ways back along one chain add up before they are squared."""
+    a, b = left.latent, right.latent
+    if isinstance(a, Adjoint) and isinstance(b, Adjoint) and a.variable is b.variable and a.upstream is b.upstream:
+        assert left.nodes is not None and right.nodes is not None
+        return replace(a.state(left.nodes + right.nodes), axes=left.axes)
+    return left.plus(right)
+
+
+# -- one variable --------------------------------------------------------------------------------
+
+
+def _tensors(call: Call) -> list[int]:
+    """Ids of the floating-point tensor arguments, once each."""
+    return [n for n in dict.fromkeys(call.entry.inputs) if n in call.states]
+
+
+def _known(state: State) -> bool:
+    return state.latent is None and state.exact
+
+
+def _chained(call: Call, random: list[int]) -> bool:
+    """Whether a linear operation stands inside a chain: its operands, or its result, meet again."""
+    if any(isinstance(call.states[n].latent, Latent) for n in random):
+        return _goes_on(call) or len(random) > 1
+    if len(random) > 1:
+        return False
+    return _goes_on(call) and _forks(call, random[0])
+
+
+def _forks(call: Call, number: int) -> bool:
+    return sum(entry.op in CHAINING for entry in call.readers(number)) > 1
+
+
+def _goes_on(call: Call) -> bool:
+    return any(entry.op in CHAINING for number in call.entry.outputs for entry in call.readers(number))
+
+
+def _variable(call: Call, random: list[int]) -> Latent:
+    """The one variable of which all random operands are functions.
+
+    Raises:
+        NotImplementedError: there are several.
+    """
+    held = {id(call.states[n].latent): call.states[n].latent for n in random}
+    variables = [v for v in held.values() if isinstance(v, Latent)]
+    free = [n for n in random if not isinstance(call.states[n].latent, Latent)]
+    if len(variables) == 1 and all(call.latents.get(n) is variables[0] for n in free):
+        return variables[0]
+    if variables or len(free) != 1:
+        raise NotImplementedError(f"{call.entry.op} of several random tensors")
+    number = free[0]
+    if number not in call.latents:
+        edges = {edge for entry in call.readers(number) for edge in kinks(entry)} | set(kinks(call.entry))
+        made = latent(call.states[number], sorted(edges))
+        if not _forks(call, number):
+            return made
+        call.latents[number] = made
+    found = call.latents[number]
+    assert isinstance(found, Latent)
+    return found
+
+
+def _nodes(state: State, variable: Latent, number: int) -> Tensor:
+    """An operand's values at the variable's nodes."""
+    if state.latent is variable and state.nodes is not None:
+        return state.nodes
+    return state.mean.unsqueeze(-1) if _known(state) else variable.z
+
+
+def _slopes(call: Call, variable: Latent, numbers: list[int]) -> dict[int, Tensor]:
+    """Derivative of the operation with respect to each floating-point operand, at the nodes."""
+    values = {n: _nodes(call.states[n], variable, n) for n in numbers}
+    shape = torch.broadcast_shapes(*(v.shape for v in values.values()))
+    values = {n: v.expand(shape).clone() for n, v in values.items()}
+    with torch.enable_grad():
+        for value in values.values():
+            value.requires_grad_(True)
+        output = _evaluate(call, values)
+        if not output.requires_grad:
+            return {n: torch.zeros_like(v) for n, v in values.items()}
+        grads = torch.autograd.grad(output.sum(), [values[n] for n in numbers], allow_unused=True)
+    return {n: torch.zeros(shape, dtype=output.dtype) if g is None else g for n, g in zip(numbers, grads, strict=True)}
+
+
+def _evaluate(call: Call, values: dict[int, Tensor]) -> Tensor:
+    """Run the operation itself, out of place, on given values of its floating-point operands."""
+    rank = max(v.ndim for v in values.values())
+    deep = any(v.ndim > len(call.states[n].mean.shape) for n, v in values.items())
+
+    def fill(x: Any) -> Any:
+        if not isinstance(x, Ref):
+            return x
+        if x.id in values:
+            return values[x.id]
+        content = call.tape.values[x.id].content
+        if content is None or content.is_meta or (call.tape.samples or 0) in content.shape[:1]:
+            raise NotImplementedError(f"{call.entry.op} reads a tensor whose content is not known")
+        return content.unsqueeze(-1) if deep and content.ndim else content
+
+    args, kwargs = tree_map(fill, (call.entry.args, dict(call.entry.kwargs)))
+    kwargs.pop("out", None)
+    kwargs.pop("rounding_mode", None)
+    if "inplace" in kwargs:
+        kwargs["inplace"] = False
+    if call.entry.op == "prelu":
+        slope = args[1] if len(args) > 1 else kwargs["weight"]
+        slope = slope.reshape(-1, *[1] * (rank - 2)) if slope.numel() > 1 else slope
+        return torch.where(args[0] >= 0, args[0], args[0] * slope)
+    if call.entry.op == "rrelu":
+        slope = (call.argument(1, "lower", 1 / 8) + call.argument(2, "upper", 1 / 3)) / 2
+        return torch.nn.functional.leaky_relu(args[0], slope)
+    if call.entry.inplace and args:
+        args = (args[0].clone(), *args[1:])
+    result = call.entry.function(*args, **kwargs)
+    assert isinstance(result, Tensor)
+    return result
+
+
+# -- several variables ---------------------------------------------------------------------------
+
+
+def _operands(call: Call) -> tuple[Any, Any]:
+    """Both operands of a sum or product: a state, or a number."""
+    sides = []
+    for position, name in ((0, "input"), (1, "other")):
+        raw = call.argument(position, name, 0.0)
+        sides.append(call.state(position, name) if isinstance(raw, Ref) else float(raw))
+        if sides[-1] is None:
+            content = call.content(position, name)
+            if content is None:
+                raise NotImplementedError(f"{call.entry.op} reads a tensor whose content is not known")
+            sides[-1] = State.of_content(_plain(content), content)
+    if call.entry.op in ("rsub", "rdiv"):
+        sides.reverse()
+    return sides[0], sides[1]
+
+
+def _plain(content: Tensor) -> Axes:
+    from tightrope.roles import default_axes
+
+    return default_axes(tuple(content.shape), None)
+
+
+def _linear(call: Call, random: list[int]) -> State:
+    """Sums and products of independent laws and of numbers."""
+    op, axes = call.entry.op, call.axes[0]
+    if op in ("neg", "positive"):
+        return replace(call.input.scaled(-1.0 if op == "neg" else 1.0), axes=axes)
+    left, right = _operands(call)
+    if op in ("add", "sub", "rsub"):
+        sign = (-1.0 if op != "add" else 1.0) * float(call.argument(2, "alpha", 1.0))
+        right = right.scaled(sign) if isinstance(right, State) else right * sign
+        return _sum(left, right, axes)
+    if op in ("div", "rdiv"):
+        right = _reciprocal(right)
+    if isinstance(left, State) and isinstance(right, State):
+        if len(random) == 1 and left is right:
+            raise NotImplementedError(f"{op} of a tensor with itself")
+        return replace(product(left, right), axes=axes)
+    state, number = (left, right) if isinstance(left, State) else (right, left)
+    return replace(state.scaled(number), axes=axes)
+
+
+def _sum(left: State | float, right: State | float, axes: Axes) -> State:
+    if isinstance(left, State) and isinstance(right, State):
+        return replace(left.plus(right), axes=axes)
+    state, number = (left, right) if isinstance(left, State) else (right, left)
+    assert isinstance(state, State) and not isinstance(number, State)
+    return replace(state, axes=axes, mean=state.mean + number, latent=None, nodes=None)
+
+
+def _reciprocal(right: State | float) -> State | float:
+    if not isinstance(right, State):
+        return 1.0 / right
+    if right.exact:
+        return replace(right, mean=1.0 / right.mean)
+    return latent(right, (0.0,)).state(1.0 / latent(right, (0.0,)).z)
+
+
+def _linear_gradients(call: Call, upstream: State, numbers: list[int]) -> Gradients:
+    op, axes = call.entry.op, call.axes[0]
+    upstream = replace(upstream, latent=None, nodes=None)
+    if op in CURVED:  # every operand is known
+        slopes = _slopes_exact(call, numbers)
+        return {n: reduced(product(upstream, slope), call.states[n], axes) for n, slope in slopes.items()}
+    if op in ("neg", "positive"):
+        return {numbers[0]: upstream.scaled(-1.0 if op == "neg" else 1.0)}
+    left, right = _operands(call)
+    alpha = float(call.argument(2, "alpha", 1.0)) if op in ("add", "sub", "rsub") else 1.0
+    if op == "add":
+        factors: list[Any] = [1.0, alpha]
+    elif op in ("sub", "rsub"):
+        factors = [1.0, -alpha]
+    elif op == "mul":
+        factors = [right, left]
+    else:
+        inverse = _reciprocal(right)
+        squared = _reciprocal(_times(right, right))
+        factors = [inverse, _times(_times(left, squared), -1.0)]
+    ids = [call.id(0, "input"), call.id(1, "other")]
+    if op in ("rsub", "rdiv"):
+        ids.reverse()
+    found: Gradients = {}
+    for number, factor in zip(ids, factors, strict=True):
+        if number is None or number not in call.states:
+            continue
+        made = upstream.scaled(factor) if not isinstance(factor, State) else product(upstream, factor)
+        state = reduced(replace(made, axes=axes), call.states[number], axes)
+        found[number] = state if number not in found else found[number].plus(state)
+    return found
+
+
+def _times(left: Any, right: Any) -> Any:
+    if isinstance(left, State):
+        return product(left, right) if isinstance(right, State) else left.scaled(right)
+    return right.scaled(left) if isinstance(right, State) else left * right
+
+
+def _slopes_exact(call: Call, numbers: list[int]) -> dict[int, State]:
+    values = {n: call.states[n].mean.clone() for n in numbers}
+    with torch.enable_grad():
+        for value in values.values():
+            value.requires_grad_(True)
+        output = _evaluate(call, values)
+        grads = torch.autograd.grad(output.sum(), list(values.values()), allow_unused=True)
+    return {n: State.of(call.states[n].axes, torch.zeros(()) if g is None else g) for n, g in zip(numbers, grads, strict=True)}
+
+
+def reduced(gradient: State, target: State, axes: Axes) -> State:
+    """The gradient of an operand that was broadcast: summed over the samples, sites and channels it lacks.
+
+    Args:
+        gradient: of the result, with the result's axes.
+        target: the operand's state.
+        axes: the result's axes.
+    """
+    lead = len(axes.dims) - len(target.axes.dims)
+    missing = [i for i, size in enumerate(axes.shape) if i < lead or (target.axes.shape[i - lead] == 1 and size > 1)]
+    if not missing:
+        return replace(gradient, axes=target.axes)
+    full = gradient.map(lambda f: f.expand(state_shape(axes)))
+    return summed(full, axes, missing, target.axes)
+
+
+def summed(state: State, axes: Axes, over: list[int], target: Axes) -> State:
+    """The law of a sum over whole dimensions (samples, sites or channels) of a tensor.
+
+    A sum over m samples and s sites of a channel multiplies its mean by m s; of the components, what is shared adds
+    up coherently (square of the number), what is not adds up in variance.
+    """
+    from tightrope.roles import Role
+
+    samples = sites = 1
+    for dim in over:
+        for axis in axes.dims[dim]:
+            if axis.role is Role.SAMPLE:
+                samples *= axis.size
+            elif axis.role is Role.SITE:
+                sites *= axis.size
+    mean, constant, sample, site, residual = (f.expand(state_shape(axes)) for f in state.fields)
+    mean = mean.sum(over, keepdim=True) * samples
+
+    def pooled(field: Tensor, shared_samples: bool, shared_sites: bool) -> Tensor:
+        per = field.mean(over, keepdim=True)
+        count = 1
+        for dim in over:
+            count *= state_shape(axes)[dim]
+        channels = count // sites if sites else count
+        return per * channels * (samples**2 if shared_samples else samples) * (sites**2 if shared_sites else sites)
+
+    total = State(
+        axes, mean, pooled(constant, True, True), pooled(sample, False, True), pooled(site, True, False),
+        pooled(residual, False, False), state.width,
+    )  # fmt: skip
+    gone = [d for d in over if d < len(axes.dims) - len(target.dims)]
+    shape = [s for d, s in enumerate(total.mean.shape) if d not in gone]
+    if not any(a.role is Role.SAMPLE for dim in target.dims for a in dim):
+        total = replace(total, residual=total.residual + total.sample, sample=total.sample * 0)
+    return total.map(lambda f: f.reshape(shape), target)

@@ -1,0 +1,122 @@
+"""Linear maps with weights: every output channel is a weighted sum of the input's channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tightrope.roles import Axes, Role
+from tightrope.rules.registry import Call, Gradients, rule
+from tightrope.rules.state import DTYPE, State, state_shape
+
+
+@rule("linear")
+def linear(call: Call) -> State:
+    """z = x W^T + b: mean W mu + b, each variance component W^2 v (channels uncorrelated given the weights)."""
+    x, weight = call.input, call.state(1, "weight")
+    assert weight is not None
+    out = mapped(x, weight, call.axes[0])
+    bias = call.state(2, "bias")
+    return out if bias is None else out.plus(bias_state(bias, out))
+
+
+@linear.gradient
+def _(call: Call, upstream: State) -> Gradients:
+    x, weight = call.input, call.state(1, "weight")
+    number = call.id(0, "input")
+    assert weight is not None and number is not None
+    turned = weight.map(lambda f: f.transpose(-1, -2), Axes(weight.axes.dims[::-1]))
+    found: Gradients = {number: mapped(upstream, turned, x.axes)}
+    parameter, bias = call.id(1, "weight"), call.id(2, "bias")
+    if parameter is not None:
+        found[parameter] = outer(x, upstream, call.axes[0], weight)
+    if bias is not None and bias in call.states:
+        found[bias] = total(upstream, call.axes[0], call.states[bias])
+    return found
+
+
+def mapped(x: State, weight: State, axes: Axes) -> State:
+    """The law of x W^T over the last dimension, for known or random weights."""
+    n = x.shape[-1]
+    w = weight.mean.expand(weight.shape)
+    kappa = float(kurtosis(x))
+    if weight.exact:
+        full = x.map(lambda f: f.expand(*f.shape[:-1], n))
+        square = w.square()
+        parts = [f @ square.T if bool((f != 0).any()) else f[..., :1] * 0 for f in full.fields[1:]]
+        known = float(x.mean.square().mean() / x.second_moment.mean().clamp(min=1e-300))
+        return State(axes, full.mean @ w.T, *parts, width=x.width + (1 - known) ** 2 * max(kappa - 1, 0.0) / n)
+    return random_map(x, weight, axes, n, kappa)
+
+
+def random_map(x: State, weight: State, axes: Axes, n: int, kappa: float) -> State:
+    """The law of a sum over n inputs with independent random weights: E[z z'] = n E[w^2] E[x x'] at every level."""
+    flat = x.moved()
+    mean_w = float(weight.mean.mean())
+    variance_w = float(weight.variance.mean()) + float(weight.mean.expand(weight.shape).var(unbiased=False))
+    moment = flat.mean.square()
+
+    def average(field: Tensor) -> Tensor:
+        return field.mean(-1, keepdim=True)
+
+    mean = n * mean_w * average(flat.mean)
+    constant = n * variance_w * average(moment + flat.constant) + n * mean_w**2 * average(flat.constant)
+    gain = n * (variance_w + mean_w**2)
+    width = x.width + max(kappa - 1, 0.0) / n
+    return State(
+        axes, mean, constant, gain * average(flat.sample), gain * average(flat.site), gain * average(flat.residual), width
+    )
+
+
+def kurtosis(x: State) -> Tensor:
+    """E[x^4] / E[x^2]^2 over channels, each Gaussian about its own mean."""
+    mean, variance = x.mean, x.variance
+    fourth = mean**4 + 6 * mean.square() * variance + 3 * variance.square()
+    second = x.second_moment.mean()
+    return fourth.mean() / second.square().clamp(min=1e-300)
+
+
+def bias_state(bias: State, like: State) -> State:
+    """A bias as a state of the result: the same for all samples and sites."""
+    if bias.exact:
+        return State.of(like.axes, bias.mean)
+    spread = bias.variance + (bias.mean - bias.mean.mean()).square()
+    return State.of(like.axes, bias.mean.mean(), constant=spread.mean())
+
+
+def outer(x: State, gradient: State, axes: Axes, weight: State) -> State:
+    """The gradient of a weight: the sum over samples and sites of gradient times input.
+
+    E[dW^2] sums E[x x'] E[g g'] over all pairs of positions; pairs that share a sample or a site are as correlated
+    as their components say. Leaving the pairs out under-predicts by up to 81 %.
+    """
+    samples = axes.count(Role.SAMPLE)
+    g = [f.expand(state_shape(axes)).reshape(-1, state_shape(axes)[-1]) for f in gradient.fields]
+    a = [f.expand(x.shape).reshape(-1, x.shape[-1]) for f in x.fields]
+    sites = g[0].shape[0]
+    mean = samples * g[0].T @ a[0]
+
+    def second(fields: list[Tensor], *parts: int) -> Tensor:
+        return fields[0].square() + sum((fields[i] for i in parts), torch.zeros((), dtype=DTYPE))
+
+    def pair(*parts: int) -> Tensor:
+        """Sum over sites of the covariance of products that share these components."""
+        return second(g, *parts).T @ second(a, *parts) - g[0].square().T @ a[0].square()
+
+    own = pair(1, 2, 3, 4)
+    same_sample = pair(1, 2) * max(sites - 1, 0)
+    same_site = pair(1, 3) * max(samples - 1, 0)
+    other = pair(1) * max(sites - 1, 0) * max(samples - 1, 0)
+    variance = samples * (own + same_sample + same_site + other)
+    return State.of(weight.axes, mean, residual=variance.clamp(min=0), width=x.width + gradient.width)
+
+
+def total(gradient: State, axes: Axes, bias: State) -> State:
+    """The gradient of a bias: the sum of the gradient over samples and sites."""
+    from tightrope.rules.elementwise import summed
+
+    full = gradient.map(lambda f: f.expand(state_shape(axes)))
+    return summed(full, axes, list(range(len(axes.dims) - 1)), bias.axes)
+
+
+__all__ = ["bias_state", "kurtosis", "linear", "mapped", "outer", "random_map", "total"]

@@ -1,0 +1,203 @@
+"""The law of a tensor while it is being propagated: `Law`, resolved over sites and channels.
+
+A state has the dimensions of one sample of its tensor. Each of its five fields broadcasts to that shape,
+and a dimension of length 1 means that the law is the same all along it. Shape operations therefore act
+on a state as they act on the tensor.
+
+With the actual weights at hand the mean is a map over sites and channels and needs no `constant` and
+`site` spread ("conditioned"). With the laws of the weights alone the mean is a number and the spread over
+draws of the weights stands in `constant` and `site` ("ensemble"). The rules are the same for both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tightrope.law import COMPONENTS, Law
+from tightrope.roles import Axes, Role
+
+DTYPE = torch.float64
+
+
+def zero() -> Tensor:
+    """A law's component that is absent."""
+    return torch.zeros((), dtype=DTYPE)
+
+
+@dataclass(frozen=True)
+class State:
+    """Mean and variance components of a tensor, resolved over its sites and channels.
+
+    Attributes:
+        axes: roles and sizes of the real tensor's dimensions.
+        mean: expectation over samples (and weights, where they are unknown) at each site and channel.
+        constant, sample, site, residual: variance components as in `Law`, about that mean.
+        latent: number of a tensor of which this one is a pointwise function, with `nodes`.
+        nodes: this tensor's values at the quadrature nodes of the latent tensor (last dimension: node).
+        width: relative variance of the second moment over draws of the weights (the band).
+    """
+
+    axes: Axes
+    mean: Tensor
+    constant: Tensor
+    sample: Tensor
+    site: Tensor
+    residual: Tensor
+    width: float = 0.0
+    latent: int | None = None
+    nodes: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        axes: Axes,
+        mean: Tensor | float,
+        *,
+        constant: Tensor | float = 0.0,
+        sample: Tensor | float = 0.0,
+        site: Tensor | float = 0.0,
+        residual: Tensor | float = 0.0,
+        width: float = 0.0,
+    ) -> State:
+        """A state from numbers or tensors that broadcast to the state's shape."""
+        rank = len(axes.dims)
+
+        def full(value: Tensor | float) -> Tensor:
+            tensor = torch.as_tensor(value, dtype=DTYPE)
+            return tensor.reshape((1,) * (rank - tensor.ndim) + tuple(tensor.shape))
+
+        return cls(axes, full(mean), full(constant), full(sample), full(site), full(residual), width)
+
+    @classmethod
+    def of_content(cls, axes: Axes, content: Tensor) -> State:
+        """The state of a tensor whose content is known: its moments over the sample axes."""
+        x = content.detach().to(device="cpu", dtype=DTYPE)
+        layout = [axis for dim in axes.dims for axis in dim]
+        x = x.reshape([axis.size for axis in layout] or [])
+        over = [i for i, axis in enumerate(layout) if axis.role is Role.SAMPLE and axis.size > 1]
+        sites = [i for i, axis in enumerate(layout) if axis.role is Role.SITE and axis.size > 1]
+        shape = state_shape(axes)
+        if not over:
+            return cls.of(axes, x.reshape(shape))
+        mean = x.mean(over, keepdim=True)
+        spread = x - mean
+        variance = spread.square().mean(over, keepdim=True)
+        if not sites:
+            return cls.of(axes, mean.reshape(shape), sample=variance.reshape(shape))
+        # Within a sample, sites share `sample`: the mean covariance of two different sites.
+        n = 1
+        for i in sites:
+            n *= layout[i].size
+        total = spread.mean(sites, keepdim=True).square().mean(over, keepdim=True)
+        inner = variance.mean(sites, keepdim=True)
+        shared = ((n * total - inner) / max(n - 1, 1)).clamp(min=0.0)
+        share = torch.where(inner > 0, shared / inner, torch.zeros_like(inner)).clamp(max=1.0)
+        shared = (share * variance).reshape(shape)
+        return cls.of(axes, mean.reshape(shape), sample=shared, residual=variance.reshape(shape) - shared)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, to which every field broadcasts."""
+        return state_shape(self.axes)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance about the mean at each site and channel."""
+        return self.constant + self.sample + self.site + self.residual
+
+    @property
+    def second_moment(self) -> Tensor:
+        """E[x^2] at each site and channel."""
+        return self.mean.square() + self.variance
+
+    @property
+    def exact(self) -> bool:
+        """Whether the tensor is fully known: no variance at all."""
+        return bool((self.variance == 0).all())
+
+    @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Mean and components, in order."""
+        return self.mean, self.constant, self.sample, self.site, self.residual
+
+    def map(self, function: object, axes: Axes | None = None, *, width: float | None = None) -> State:
+        """The same transformation of every field (a view, a permutation, a selection)."""
+        assert callable(function)
+        mean, constant, sample, site, residual = (function(field) for field in self.fields)
+        return State(axes or self.axes, mean, constant, sample, site, residual, self.width if width is None else width)
+
+    def expand(self) -> State:
+        """Every field at the full shape of a sample."""
+        return self.map(lambda field: field.expand(self.shape))
+
+    def scaled(self, factor: Tensor | float) -> State:
+        """The state of the tensor times a known factor."""
+        f = torch.as_tensor(factor, dtype=DTYPE)
+        return replace(
+            self,
+            mean=self.mean * f,
+            constant=self.constant * f.square(),
+            sample=self.sample * f.square(),
+            site=self.site * f.square(),
+            residual=self.residual * f.square(),
+            latent=None,
+            nodes=None,
+        )
+
+    def plus(self, other: State) -> State:
+        """The state of the sum of two independent tensors of the same shape."""
+        parts = {name: getattr(self, name) + getattr(other, name) for name in ("mean", *COMPONENTS)}
+        mine, theirs = float(self.second_moment.mean()), float(other.second_moment.mean())
+        share = mine / (mine + theirs) if mine + theirs > 0 else 0.5
+        width = share**2 * self.width + (1 - share) ** 2 * other.width
+        return replace(self, **parts, width=width, latent=None, nodes=None)
+
+    def moved(self) -> State:
+        """The ensemble form: what the mean's map spreads over channels and sites becomes variance."""
+        channels, sites = self.dims(Role.CHANNEL), self.dims(Role.SITE)
+        mean = self.mean
+        over = sorted({*channels, *sites})
+        flat = mean.mean(over, keepdim=True) if over else mean
+        per_channel = mean.mean(sites, keepdim=True) if sites else mean
+        constant = (per_channel - flat).square().mean(over, keepdim=True) if over else mean * 0
+        site = (mean - per_channel).square().mean(over, keepdim=True) if over else mean * 0
+
+        def average(field: Tensor) -> Tensor:
+            return field.mean(over, keepdim=True) if over else field
+
+        return State(
+            self.axes, flat, average(self.constant) + constant, average(self.sample), average(self.site) + site,
+            average(self.residual), self.width,
+        )  # fmt: skip
+
+    def dims(self, role: Role) -> list[int]:
+        """Dimensions whose state is resolved over this role."""
+        return [i for i, dim in enumerate(self.axes.dims) if any(a.role is role for a in dim)]
+
+    def law(self) -> Law:
+        """The law over all elements: what the mean spreads over channels and sites joins the components."""
+        full = self.mean.expand(self.shape)
+        overall = float(full.mean())
+        sites = [d for d in self.dims(Role.SITE) if d not in self.dims(Role.CHANNEL)]
+        per_channel = full.mean(sites, keepdim=True) if sites else full
+        constant = float((per_channel - overall).square().mean())
+        site = float((full - per_channel).square().mean())
+        parts = {name: float(getattr(self, name).expand(self.shape).mean()) for name in COMPONENTS}
+        return Law(
+            overall, constant + parts["constant"], parts["sample"], site + parts["site"], parts["residual"],
+            error=0.5 * self.width**0.5,
+        )  # fmt: skip
+
+
+def state_shape(axes: Axes) -> tuple[int, ...]:
+    """Shape of one sample of a tensor with these axes: sample axes have length 1."""
+    sizes = []
+    for dim in axes.dims:
+        size = 1
+        for axis in dim:
+            size *= 1 if axis.role is Role.SAMPLE else axis.size
+        sizes.append(size)
+    return tuple(sizes)

@@ -1,0 +1,168 @@
+"""One training step of a model: how it is called, what its loss is, and how it is recorded without a trace."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from tightrope.errors import InputError, RecordError, TightropeError
+from tightrope.measure.measurement import Measurement, Meter
+from tightrope.predict import Forecast, default_projection, forecast
+from tightrope.tape.recorder import Recorder
+from tightrope.tape.tape import Tape
+from tightrope.tape.tracer import Tracer
+
+Loss = Callable[[Any], Tensor]
+
+
+def predict(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Forecast:
+    """Predict the law of every tensor of a step, and of its gradient, from theory.
+
+    Shapes run through the model on the meta device; no sample does. Parameters may be real (their own numbers
+    count) or meta (the laws of their initialisers count). Nothing is changed.
+
+    Args:
+        model: any module; real or on the meta device.
+        inputs: a tensor, a tuple (positional) or a dict (keyword arguments); real, so that its law is
+            measured, or meta (then standard normal).
+        loss: maps the model's output to a scalar; None: the output's own `.loss`, else a fixed random
+            projection of the output.
+
+    Raises:
+        RecordError: the model could not be run on shapes.
+    """
+    content: dict[int, Tensor] = {}
+
+    def abstract(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_meta:
+            return x
+        meta = x.detach().to("meta").requires_grad_(x.requires_grad)
+        content[id(meta)] = x
+        return meta
+
+    args, kwargs = tree_map(abstract, bind(inputs))
+    tapes: list[Tape] = []
+    tracer = Tracer(content=content, roots={"": model}, on_backward=tapes.append)
+    record(model, args, kwargs, loss, tracer)
+    return forecast(tapes[-1])
+
+
+def measure(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Measurement:
+    """Measure the law of every tensor of one forward and backward pass, and of its gradient.
+
+    Args:
+        model, inputs, loss: as for `predict`, with real parameters and inputs.
+
+    Raises:
+        RecordError: the model raised, or its loss has no gradient.
+    """
+    meter = Meter()
+    found: list[Measurement] = []
+    args, kwargs = bind(inputs)
+    recorder = Recorder(meter, roots={"": model}, on_backward=lambda tape: found.append(meter.measurement(tape)))
+    record(model, args, kwargs, loss, recorder)
+    return found[-1]
+
+
+def bind(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model's call."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields"):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def scalar(output: Any, loss: Loss | None) -> Tensor:
+    """The number that backward starts from."""
+    if loss is not None:
+        return loss(output)
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    if dataclasses.is_dataclass(output) and not isinstance(output, (type, Mapping)):
+        output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    tensors = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor) and t.is_floating_point() and t.requires_grad]
+    if not tensors:
+        raise RecordError(
+            "take the gradient of the model's output", f"{type(output).__name__} holds no tensor that requires one",
+            "Pass loss=, or return a floating-point tensor that depends on the parameters",
+        )  # fmt: skip
+    total: Tensor | None = None
+    for tensor in tensors:
+        part = (tensor * default_projection(tuple(tensor.shape)).to(tensor.device, tensor.dtype)).sum()
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def record(model: nn.Module, args: Any, kwargs: Any, loss: Loss | None, recorder: Recorder) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError("record a step", f"{type(model).__name__} is no torch.nn.Module", "Pass the model itself")
+    with preserved(model), torch.enable_grad(), force_eager():
+        try:
+            with recorder:
+                output = model(*args, **kwargs)
+                value = scalar(output, loss)
+                if not isinstance(value, Tensor) or value.numel() != 1:
+                    found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                    raise InputError("take the loss", f"loss returned {found}", "Return one number, for example its mean")
+                if not value.requires_grad:
+                    raise RecordError(
+                        "take the gradient of the loss", "it depends on no parameter that requires one",
+                        "Unfreeze a parameter (requires_grad_()), or check that the loss uses the model's output",
+                    )  # fmt: skip
+                value.reshape(()).backward()
+        except TightropeError:
+            raise
+        except Exception as error:
+            last = recorder.tape.entries[-1] if recorder.tape.entries else None
+            where = f" after {last.op} in {last.module or 'the model'} ({last.location})" if last else ""
+            what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{where}"
+            raise RecordError("run the step", what, "See the exception above for the model's own traceback") from error
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Leave parameters, buffers, gradients, modes and random states as they were found."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    state = torch.get_rng_state()
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                if not buffer.is_meta:
+                    buffer.copy_(before)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def force_eager() -> Iterator[None]:
+    """Compiled modules run as plain Python, so that their calls are seen."""
+    import sys
+
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+

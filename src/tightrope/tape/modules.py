@@ -1,0 +1,144 @@
+"""Which module is running, what it is called, and where it was built."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as hooks
+
+from tightrope.tape.source import Location, locate
+from tightrope.tape.tape import ModuleInfo
+
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and DataParallel; torch.compile
+_built: weakref.WeakKeyDictionary[nn.Module, Location] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def remember_construction() -> Iterator[None]:
+    """Remember the user's line on which every module is built while the context lasts."""
+    plain: Callable[..., None] = nn.Module.__init__
+
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        plain(self, *args, **kwargs)
+        _built[self] = locate(sys._getframe(1), skip=self)
+
+    nn.Module.__init__ = init  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__init__ = plain  # type: ignore[method-assign]
+
+
+def built(module: nn.Module) -> Location | None:
+    """Where a module was built, if that was watched."""
+    return _built.get(module)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The user's module inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        for name in ("_orig_mod", "module"):
+            inner = module._modules.get(name)
+            wrapper = type(module).__name__ in ("OptimizedModule", "DistributedDataParallel", "DataParallel")
+            if inner is not None and wrapper:
+                module = inner
+                break
+        else:
+            return module
+
+
+class ModuleStack:
+    """Follows the modules' calls with torch's global hooks; gives paths and names."""
+
+    def __init__(self, roots: dict[str, nn.Module] | None = None) -> None:
+        self.paths: dict[nn.Module, str] = {}
+        self.parameters: dict[int, str] = {}
+        self.buffers: dict[int, str] = {}
+        self.info: dict[str, ModuleInfo] = {}
+        self.roots: list[nn.Module] = []
+        self.stack: list[nn.Module] = []
+        self.paused = False
+        self._handles: list[Any] = []
+        for name, root in (roots or {}).items():
+            self.add_root(root, name)
+
+    def add_root(self, root: nn.Module, prefix: str | None = None) -> None:
+        """Name everything below a module that no known module contains."""
+        if prefix is None:
+            prefix = "" if not self.roots else _variable(root) or type(root).__name__
+        self.roots.append(root)
+        inner = unwrap(root)
+        self.paths.setdefault(root, prefix)
+        for path, module in inner.named_modules():
+            self.paths.setdefault(module, ".".join(filter(None, (prefix, path))))
+        for path, parameter in inner.named_parameters(remove_duplicate=True):
+            self.parameters.setdefault(id(parameter), ".".join(filter(None, (prefix, path))))
+        for path, buffer in inner.named_buffers(remove_duplicate=True):
+            self.buffers.setdefault(id(buffer), ".".join(filter(None, (prefix, path))))
+
+    def __enter__(self) -> ModuleStack:
+        self._handles = [
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.stack.clear()
+
+    @property
+    def path(self) -> str:
+        """Path of the innermost running module."""
+        return self.paths.get(self.stack[-1], "") if self.stack else ""
+
+    @property
+    def training(self) -> bool:
+        """Whether the innermost running module is in training mode; True outside modules."""
+        return self.stack[-1].training if self.stack else True
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if self.paused:
+            return
+        if module not in self.paths:
+            if self.stack:  # built or attached after its root was named
+                self.paths[module] = ".".join(filter(None, (self.path, type(module).__name__)))
+            else:
+                self.add_root(module)
+        self.stack.append(module)
+        path = self.paths[module]
+        if path not in self.info or type(module).__name__ not in ("OptimizedModule", "DistributedDataParallel"):
+            self.info[path] = ModuleInfo(type(module).__name__, built(module), module.training)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.paused or module not in self.stack:
+            return
+        while self.stack.pop() is not module:
+            pass
+
+
+def _variable(module: nn.Module) -> str | None:
+    """The name under which the calling code knows a module."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        for scope in (frame.f_locals, frame.f_globals):
+            for name, value in list(scope.items()):
+                if value is module and name not in ("self", "module", "root", "inner"):
+                    return name
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None
+
+
+def parameter_name(modules: ModuleStack, tensor: torch.Tensor) -> str | None:
+    """Path of a parameter or buffer, if some known module owns it."""
+    return modules.parameters.get(id(tensor)) or modules.buffers.get(id(tensor))

@@ -1,0 +1,166 @@
+"""The tape: every call that one training step made, in order, as plain data.
+
+A tensor is a `Value`, single-assignment: an in-place call makes a new value, so the tape reads like a
+program without side effects. A call is an `Entry`; in its `args` and `kwargs` a tensor stands as `Ref`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tightrope.tape.source import Location
+
+
+class Kind(Enum):
+    """Where a value comes from."""
+
+    INPUT = "input"  # floating-point data handed to the step
+    KNOWN = "known"  # content that is fixed before any weight is drawn: indices, masks, positions
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    RESULT = "result"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for a tensor in the arguments of an entry."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor at one point of the step.
+
+    Attributes:
+        id: its number on the tape.
+        shape, dtype: as the step saw them.
+        kind: where it comes from.
+        name: path of a parameter or buffer, name of an input, otherwise None.
+        content: the tensor itself (a reference, not a copy) for what comes from outside and for known values
+            (indices, masks); None for every result that depends on data or weights.
+        producer: index of the entry that made it, None for what came from outside.
+    """
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: Kind
+    name: str | None = None
+    content: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    producer: int | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds real floating-point numbers, which have a law."""
+        return self.dtype.is_floating_point
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One call of the step.
+
+    Attributes:
+        index: order on the tape.
+        op: name of the function, the same for `torch.add`, `Tensor.add_`, `x + y`: `add`.
+        function: the function as it was called.
+        args, kwargs: its arguments, tensors replaced by `Ref`.
+        inputs, outputs: ids of the tensors that went in and came out.
+        module: path of the innermost module that was running ("" at top level).
+        location: the user's source line.
+        inplace: whether it overwrote its first argument.
+        training: whether the innermost module was in training mode.
+        grad: whether autograd was on.
+    """
+
+    index: int
+    op: str
+    function: Callable[..., Any] = field(repr=False, compare=False)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    module: str
+    location: Location
+    inplace: bool = False
+    training: bool = True
+    grad: bool = True
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at `position` or called `name`, or `default`."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[position] if position < len(self.args) else default
+
+
+@dataclass(frozen=True)
+class ModuleInfo:
+    """What the tape knows of a module: its class, where it was built, its mode."""
+
+    type: str
+    built: Location | None
+    training: bool
+
+
+@dataclass
+class Tape:
+    """What a step called; of one backward pass, or of all of them.
+
+    Attributes:
+        entries: the calls, in order.
+        values: every tensor by id.
+        modules: what is known of each module by its path.
+        loss: id of the tensor that `backward` started from; None on the tape of a whole step.
+        samples: length of the batch, None when the step has none.
+        complete: False when the step ended in an exception.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    values: dict[int, Value] = field(default_factory=dict)
+    modules: dict[str, ModuleInfo] = field(default_factory=dict)
+    loss: int | None = None
+    samples: int | None = None
+    complete: bool = True
+
+    def value_of(self, kind: Kind) -> Iterator[Value]:
+        """All values of one kind, in order of appearance."""
+        return (value for value in self.values.values() if value.kind is kind)
+
+    @cached_property
+    def readers(self) -> dict[int, list[Entry]]:
+        """Which entries read each value; for a tape that is complete."""
+        found: dict[int, list[Entry]] = {}
+        for entry in self.entries:
+            for number in dict.fromkeys(entry.inputs):
+                found.setdefault(number, []).append(entry)
+        return found
+
+    def ancestors(self, target: int) -> set[int]:
+        """Ids of all values that `target` depends on, itself included."""
+        wanted = {target}
+        for entry in reversed(self.entries):
+            if wanted.intersection(entry.outputs):
+                wanted.update(entry.inputs)
+        return wanted
+
+    def of(self, loss: int) -> Tape:
+        """The part of this tape that a loss depends on, with the same ids and indices."""
+        wanted = self.ancestors(loss)
+        entries = [entry for entry in self.entries if wanted.intersection(entry.outputs)]
+        ids = sorted(wanted.union(*(entry.outputs for entry in entries)) if entries else wanted)
+        values = {number: self.values[number] for number in ids}
+        data = (v for v in values.values() if v.producer is None and v.kind in (Kind.INPUT, Kind.KNOWN) and v.shape)
+        first = next(data, None)
+        samples = self.samples if first is None or self.samples in first.shape else first.shape[0]
+        return Tape(entries, values, self.modules, loss, samples, self.complete)
+
+    def location(self, entry: Entry) -> Location:
+        """The line a user would change: where the entry's module was built, else where the call stands."""
+        info = self.modules.get(entry.module)
+        return info.built if info and info.built else entry.location
