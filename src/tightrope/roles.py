@@ -72,7 +72,8 @@ class Axes:
         """Axes after dimension `dim` got another length (and, if given, another role)."""
         dim %= len(self.dims)
         kept = role or self.role(dim) or Role.CHANNEL
-        return Axes(self.dims[:dim] + ((Axis(kept, size),) if size != 1 else ((),)) + self.dims[dim + 1 :])
+        resized = (Axis(kept, size),) if size != 1 else ()
+        return Axes((*self.dims[:dim], resized, *self.dims[dim + 1 :]))
 
     def reshape(self, shape: Sequence[int]) -> Axes:
         """Axes after `tensor.reshape(shape)`: axes are regrouped, and split where a boundary asks for it."""
