@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tightrope.law import Law
 from tightrope.measure.laws import arrange, estimate
+from tightrope.measure.probes import Features, Rows, attention_rows, features, softmax_rows, sweet_spot
 from tightrope.roles import Axes
 from tightrope.tape.axes import infer, of_source
-from tightrope.tape.tape import Entry, Tape, Value
+from tightrope.tape.tape import Entry, Kind, Tape, Value
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Units:
         low, high: smallest and largest value.
         nonfinite: number of elements that are NaN or infinite.
         first_nonfinite: index of the first of them.
+        masked: how many of them are minus infinity, which a mask may mean.
+        saturated: share of elements outside the sweet spot of the saturating function that made them; None for
+            the result of any other.
     """
 
     channels: int
@@ -35,6 +40,8 @@ class Units:
     high: float
     nonfinite: int = 0
     first_nonfinite: tuple[int, ...] | None = None
+    masked: int = 0
+    saturated: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class Measurement:
         gradients: law of the loss's gradient with respect to each value, by id.
         units: what the channels of each value do, by id.
         loss: the loss's number; None when there was no backward pass.
+        features: scale of every feature of the values that depend on data alone, by id.
+        rows: rows of each softmax and each fused attention, by the id of its result.
     """
 
     tape: Tape
@@ -54,6 +63,8 @@ class Measurement:
     gradients: dict[int, Law]
     units: dict[int, Units] = field(repr=False)
     loss: float | None = None
+    features: dict[int, Features] = field(default_factory=dict, repr=False)
+    rows: dict[int, Rows] = field(default_factory=dict, repr=False)
 
 
 class Meter:
@@ -70,6 +81,9 @@ class Meter:
         self._read: set[int] = set()
         self.gradients: dict[int, Law] = {}
         self.losses: dict[int, float] = {}
+        self.features: dict[int, Features] = {}
+        self.rows: dict[int, Rows] = {}
+        self._data: set[int] = set()
 
     def on_value(self, tape: Tape, value: Value, tensor: Tensor, entry: Entry | None) -> None:
         if entry is None:
@@ -84,6 +98,43 @@ class Meter:
             self.units[value.id] = count_units(tensor, self.axes[value.id])
             if tensor.numel() == 1:
                 self.losses[value.id] = float(tensor)
+            self._probe(tape, value, tensor, entry)
+
+    def _probe(self, tape: Tape, value: Value, tensor: Tensor, entry: Entry | None) -> None:
+        """What checks ask beyond the law."""
+        if self._of_data(tape, value, entry):
+            self._data.add(value.id)
+            found = features(tensor, self.axes[value.id])
+            if found is not None:
+                self.features[value.id] = found
+        if entry is None:
+            return
+        if entry.op == "softmax":
+            rows = softmax_rows(tensor, int(entry.argument(1, "dim", -1)))
+            if rows is not None:
+                self.rows[value.id] = rows
+        spot = sweet_spot(entry)
+        if spot is not None:
+            outside = (tensor < spot.low_output) | (tensor > spot.high_output)
+            self.units[value.id] = replace(self.units[value.id], saturated=float(outside.float().mean()))
+
+    def _of_data(self, tape: Tape, value: Value, entry: Entry | None) -> bool:
+        """Whether a value depends on the batch and on no parameter."""
+        if entry is None:
+            return value.kind in (Kind.INPUT, Kind.KNOWN)
+        free = (Kind.INPUT, Kind.KNOWN, Kind.BUFFER)
+        return all(i in self._data or tape.values[i].kind in free for i in entry.inputs)
+
+    def on_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if entry.op != "scaled_dot_product_attention" or len(args) < 2 or args[0].is_meta:
+            return
+        q, k = args[0], args[1]
+        scale = kwargs.get("scale") or q.shape[-1] ** -0.5
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        causal = bool(args[5] if len(args) > 5 else kwargs.get("is_causal", False))
+        rows = attention_rows(q, k, float(scale), mask, causal)
+        if rows is not None:
+            self.rows[entry.outputs[0]] = rows
 
     def _reread(self, tape: Tape, number: int, entry: Entry) -> Axes:
         """A source's axes are judged by its first reader, which is only known now."""
@@ -93,6 +144,8 @@ class Meter:
             axes = self.axes[number]
         elif value.is_float and value.content is not None:
             self.laws[number] = estimate(value.content, axes)
+            self.axes[number] = axes
+            self._probe(tape, value, value.content, None)
         self._read.add(number)
         return axes
 
@@ -109,16 +162,16 @@ class Meter:
         units = {i: found for i, found in self.units.items() if i in tape.values}
         gradients = {i: law for i, law in self.gradients.items() if i in tape.values}
         loss = self.losses.get(tape.loss) if tape.loss is not None else None
-        return Measurement(tape, laws, gradients, units, loss)
+        return Measurement(tape, laws, gradients, units, loss, self.features, self.rows)
 
 
 def count_units(x: Tensor, axes: Axes) -> Units:
     """What the channels of a real tensor do."""
     low, high = (float(edge) for edge in torch.aminmax(x))
-    nonfinite, first = 0, None
+    nonfinite, first, masked = 0, None, 0
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = ~torch.isfinite(x)
-        nonfinite = int(bad.sum())
+        nonfinite, masked = int(bad.sum()), int((x == -math.inf).sum())
         first = tuple(int(i) for i in bad.nonzero()[0]) if nonfinite else None
     zero = silent = 0.0
     channels = 1
@@ -127,4 +180,4 @@ def count_units(x: Tensor, axes: Axes) -> Units:
         channels = where.shape[2]
         zero = float(where.float().mean())
         silent = float(where.all(dim=1).all(dim=0).float().mean()) if zero > 0 else 0.0
-    return Units(channels, zero, silent, low, high, nonfinite, first)
+    return Units(channels, zero, silent, low, high, nonfinite, first, masked)

@@ -163,7 +163,15 @@ class Recorder(TorchFunctionMode):
         tensors = [t for t in tree_flatten(produced)[0] if isinstance(t, torch.Tensor)]
         if tensors:
             self._append(function, name, arguments, tensors, inplace)
+            self._tell(args, kwargs)
         return result
+
+    def _tell(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Show the call's own tensors to an observer that asks for them."""
+        on_call = getattr(self.observer, "on_call", None)
+        if on_call is not None:
+            with torch.no_grad():
+                on_call(self.tape.entries[-1], args, kwargs)
 
     def _relevant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Inside a module everything counts; outside, only what leads from a parameter to a loss."""
@@ -282,7 +290,8 @@ _BACKWARD = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad
 def _entered(recorder: Recorder) -> Iterator[None]:
     """While a composite's body runs, the recorder sees it and the composite asks for no override of itself."""
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    with mock.patch.multiple(F, **{name: lambda *_: False for name in names}):
+    nothing: dict[str, Any] = {name: lambda *_: False for name in names}
+    with mock.patch.multiple(F, **nothing):
         TorchFunctionMode.__enter__(recorder)
         try:
             yield
