@@ -90,14 +90,13 @@ def compare(forecast: Forecast, measurement: Measurement) -> Comparison:
         if predicted is None and measured is None:
             continue
         grad_predicted, grad_measured = forecast.gradients.get(mine), measurement.gradients.get(theirs)
-        rows.append(
-            Row(
-                op, module, index, index in forecast.trivial,
-                predicted.std if predicted else None, measured.std if measured else None,
-                grad_predicted.rms if grad_predicted else None, grad_measured.rms if grad_measured else None,
-                z_score(predicted, measured), index in simulated,
-            )  # fmt: skip
-        )
+        row = Row(
+            op, module, index, index in forecast.trivial,
+            predicted.std if predicted else None, measured.std if measured else None,
+            grad_predicted.rms if grad_predicted else None, grad_measured.rms if grad_measured else None,
+            z_score(predicted, measured), index in simulated,
+        )  # fmt: skip
+        rows.append(row)
     unknown = tuple(f"{entry.op} ({entry.module or 'top level'}): {why}" for entry, why in forecast.unknown)
     return Comparison(rows, unknown)
 
@@ -116,7 +115,9 @@ def _pairs(first: Tape, second: Tape) -> Iterator[tuple[int, int, int, str, str]
     if first is second:
         matched: list[tuple[Any, Any]] = [(entry, entry) for entry in first.entries]
     else:
-        keys = [[(e.op, e.module, tuple(t.values[o].shape for o in e.outputs)) for e in t.entries] for t in (first, second)]
+        keys = [
+            [(e.op, e.module, tuple(t.values[o].shape for o in e.outputs)) for e in t.entries] for t in (first, second)
+        ]
         blocks = SequenceMatcher(None, keys[0], keys[1], autojunk=False).get_matching_blocks()
         matched = [(first.entries[b.a + i], second.entries[b.b + i]) for b in blocks for i in range(b.size)]
     for mine, theirs in matched:

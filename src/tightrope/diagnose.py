@@ -34,7 +34,11 @@ def order(findings: list[Finding]) -> list[Finding]:
     for i, finding in enumerate(ranked):
         for other in ranked:
             if other is not finding and finding.check in explains.get(other.check, ()) and _before(other, finding):
-                if finding.check in explains and other.check in explains[finding.check] and other.index >= finding.index:
+                if (
+                    finding.check in explains
+                    and other.check in explains[finding.check]
+                    and other.index >= finding.index
+                ):
                     continue  # they explain each other: the earlier on the tape is the cause
                 cause[i] = other
                 break
@@ -52,7 +56,9 @@ def order(findings: list[Finding]) -> list[Finding]:
     for i, root in roots.items():
         echoes.setdefault(id(root), []).append(ranked[i].check)
     result = [
-        replace(f, caused_by=roots[i].check if i in roots else None, cause_of=tuple(dict.fromkeys(echoes.get(id(f), ()))))
+        replace(
+            f, caused_by=roots[i].check if i in roots else None, cause_of=tuple(dict.fromkeys(echoes.get(id(f), ())))
+        )
         for i, f in enumerate(ranked)
     ]
     return sorted(result, key=lambda f: (f.caused_by is not None, f.severity.rank, f.step, f.index))

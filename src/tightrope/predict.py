@@ -18,9 +18,9 @@ from tightrope.rules import numerical
 from tightrope.rules.elementwise import joined
 from tightrope.rules.registry import Call, Gradients, find
 from tightrope.rules.state import State
+from tightrope.rules.weights import weight_state
 from tightrope.tape.axes import infer, of_source
 from tightrope.tape.tape import Entry, Kind, Tape, Value
-from tightrope.rules.weights import weight_state
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,9 @@ def scalar(output: Any, loss: Loss | None) -> Tensor:
         return own
     if dataclasses.is_dataclass(output) and not isinstance(output, (type, Mapping)):
         output = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
-    tensors = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor) and t.is_floating_point() and t.requires_grad]
+    tensors = [
+        t for t in tree_flatten(output)[0] if isinstance(t, Tensor) and t.is_floating_point() and t.requires_grad
+    ]
     if not tensors:
         raise RecordError(
             "take the gradient of the model's output", f"{type(output).__name__} holds no tensor that requires one",
@@ -103,6 +105,12 @@ def scalar(output: Any, loss: Loss | None) -> Tensor:
 
 
 def record(model: nn.Module, args: Any, kwargs: Any, loss: Loss | None, recorder: Recorder) -> None:
+    """Run one step, forward and backward, inside a recorder; everything is left as it was found.
+
+    Raises:
+        InputError: the model or the loss is no such thing.
+        RecordError: the model raised, or its loss has no gradient.
+    """
     if not isinstance(model, nn.Module):
         raise InputError("record a step", f"{type(model).__name__} is no torch.nn.Module", "Pass the model itself")
     with preserved(model), torch.enable_grad(), force_eager():
@@ -111,8 +119,12 @@ def record(model: nn.Module, args: Any, kwargs: Any, loss: Loss | None, recorder
                 output = model(*args, **kwargs)
                 value = scalar(output, loss)
                 if not isinstance(value, Tensor) or value.numel() != 1:
-                    found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                    raise InputError("take the loss", f"loss returned {found}", "Return one number, for example its mean")
+                    found = (
+                        f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                    )
+                    raise InputError(
+                        "take the loss", f"loss returned {found}", "Return one number, for example its mean"
+                    )
                 if not value.requires_grad:
                     raise RecordError(
                         "take the gradient of the loss", "it depends on no parameter that requires one",
@@ -164,5 +176,3 @@ def force_eager() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
-
-

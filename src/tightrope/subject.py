@@ -37,7 +37,11 @@ def first_batch(data: Any) -> Any:
     Raises:
         InputError: the loader is empty.
     """
-    if isinstance(data, (Tensor, Mapping, tuple, list)) or dataclasses.is_dataclass(data) or not isinstance(data, Iterable):
+    if (
+        isinstance(data, (Tensor, Mapping, tuple, list))
+        or dataclasses.is_dataclass(data)
+        or not isinstance(data, Iterable)
+    ):
         return data
     for batch in data:
         return batch

@@ -71,7 +71,9 @@ def all_checks() -> dict[str, Check]:
             continue
         check = _read(module)
         if check.name in found:
-            raise RegistryError(f"register the check {check.name}", f"{found[check.name].module.__file__} has it", "Rename")
+            raise RegistryError(
+                f"register the check {check.name}", f"{found[check.name].module.__file__} has it", "Rename"
+            )
         found[check.name] = check
     return dict(sorted(found.items()))
 
@@ -96,7 +98,7 @@ def _read(module: ModuleType) -> Check:
     lines = inspect.cleandoc(module.__doc__ or "").splitlines()
     head = re.match(r"`([a-z0-9-]+)`: (.+)", lines[0] if lines else "")
     if head is None:
-        raise RegistryError(f"read the page in {where}", "no first line", "Begin it with \"`name`: what is wrong.\"")
+        raise RegistryError(f"read the page in {where}", "no first line", 'Begin it with "`name`: what is wrong."')
     page: dict[str, str] = {}
     section = ""
     for line in lines[1:]:
@@ -107,7 +109,9 @@ def _read(module: ModuleType) -> Check:
         elif section and line.strip():
             page[section] += " " + line.strip()
     if tuple(page) != SECTIONS:
-        raise RegistryError(f"read the page in {where}", f"its sections are {tuple(page)}", f"Write {SECTIONS}, in order")
+        raise RegistryError(
+            f"read the page in {where}", f"its sections are {tuple(page)}", f"Write {SECTIONS}, in order"
+        )
     return Check(head[1], head[2], page, module.STAGE, tuple(module.EXPLAINS), module)
 
 

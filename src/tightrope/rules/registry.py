@@ -105,7 +105,9 @@ class Rule:
     def gradient(self, function: Backward) -> Backward:
         """Register the backward half."""
         if self.backward is not None:
-            raise RegistryError(f"register the gradient of {self.ops}", f"it has one already ({self.where})", "Remove one")
+            raise RegistryError(
+                f"register the gradient of {self.ops}", f"it has one already ({self.where})", "Remove one"
+            )
         self.backward = function
         return function
 

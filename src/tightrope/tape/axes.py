@@ -45,7 +45,8 @@ def of_source(tape: Tape, value: Value, reader: Entry | None = None) -> Axes:
         return default_axes(value.shape, None)
     shape = value.shape
     if reader is not None and reader.op.startswith("conv") and len(shape) >= 3:
-        return Axes((_one(Role.SAMPLE, shape[0]), _one(Role.CHANNEL, shape[1]), *(_one(Role.SITE, n) for n in shape[2:])))
+        sites = (_one(Role.SITE, n) for n in shape[2:])
+        return Axes((_one(Role.SAMPLE, shape[0]), _one(Role.CHANNEL, shape[1]), *sites))
     if reader is not None and reader.op in ("lstm", "gru", "rnn_tanh", "rnn_relu") and len(shape) == 3:
         time_first = not (reader.args and reader.args[-1] is True)
         roles = (Role.SITE, Role.SAMPLE, Role.CHANNEL) if time_first else (Role.SAMPLE, Role.SITE, Role.CHANNEL)
@@ -108,7 +109,7 @@ def _numbers(entry: Entry, start: int = 1) -> list[int]:
 
 @_for("linear", "bilinear")
 def _linear(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
-    return Axes(inputs[0].dims[:-1] + (_one(Role.CHANNEL, shape[-1]),))
+    return Axes((*inputs[0].dims[:-1], _one(Role.CHANNEL, shape[-1])))
 
 
 @_for("addmm", "baddbmm", "addbmm")
@@ -206,7 +207,8 @@ def _expand(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
 
 
 @_for("mean", "sum", "var", "std", "amax", "amin", "max", "min", "prod", "logsumexp", "norm", "vector_norm",
-      "linalg_vector_norm", "argmax", "argmin", "median", "any", "all", "var_mean", "std_mean", "count_nonzero")  # fmt: skip
+      "linalg_vector_norm", "argmax", "argmin", "median", "any", "all", "var_mean", "std_mean",
+      "count_nonzero")  # fmt: skip
 def _reduce(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
     source = inputs[0]
     position = 2 if entry.op in ("norm", "vector_norm", "linalg_vector_norm") else 1
@@ -294,4 +296,7 @@ def _recurrent(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes
 @_for("cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "l1_loss",
       "smooth_l1_loss", "huber_loss", "kl_div")  # fmt: skip
 def _loss(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
-    return Axes(((),) * len(shape)) if not shape or len(shape) > len(inputs[0].dims) else inputs[0].drop([-1] if len(shape) < len(inputs[0].dims) else [])
+    missing = len(inputs[0].dims) - len(shape)
+    if not shape or missing < 0:
+        return Axes(((),) * len(shape))
+    return inputs[0].drop([-1]) if missing else inputs[0]

@@ -42,18 +42,17 @@ class Tracer(Recorder):
         abstract = any(self._is_abstract(t) for t in flat)
         if not abstract:
             args, kwargs = tree_map(_off_meta, (args, kwargs))
-            result = function(*args, **kwargs)
-            return result
+            return function(*args, **kwargs)
         meta_args, meta_kwargs = tree_map(
             lambda x: self._stand_in(x) if isinstance(x, torch.Tensor) and not x.is_meta else x, (args, kwargs)
         )
         meta_args, meta_kwargs = tree_map(_onto_meta, (meta_args, meta_kwargs))
         result = function(*meta_args, **meta_kwargs)
-        if flat and (name == "setitem" or result is meta_args[0]) and isinstance(args[0], torch.Tensor):
+        overwritten = bool(flat) and (name == "setitem" or result is meta_args[0])
+        if overwritten and isinstance(args[0], torch.Tensor) and not args[0].is_meta:
             # A real tensor was overwritten with something abstract: from here on its stand-in is meant.
-            if not args[0].is_meta:
-                self._stand_ins[id(args[0])] = (args[0], meta_args[0])
-                return None if name == "setitem" else args[0]
+            self._stand_ins[id(args[0])] = (args[0], meta_args[0])
+            return None if name == "setitem" else args[0]
         return result
 
     def _is_abstract(self, tensor: torch.Tensor) -> bool:
