@@ -131,7 +131,14 @@ class Report:
         return render(self)
 
     def _repr_html_(self) -> str:
-        return self.to_html()
+        from tightrope.report.html import notebook
+
+        return notebook(self)
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from tightrope.report.terminal import Screen
+
+        return Screen(self).__rich_console__(console, options)
 
     def __str__(self) -> str:
         from tightrope.report.terminal import render

@@ -1,0 +1,167 @@
+"""The words that terminal and HTML share: numbers, the verdict in one sentence, causes with their echoes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tightrope.finding import Evidence, Finding, Safety, Severity
+from tightrope.report.model import Report
+from tightrope.report.wire import Wire
+
+PLURALS = {Severity.FAULT: "faults", Severity.WARNING: "warnings", Severity.ADVICE: "pieces of advice"}
+SINGULARS = {Severity.FAULT: "fault", Severity.WARNING: "warning", Severity.ADVICE: "piece of advice"}
+SAFETY = {
+    Safety.SAFE: "safe: may be applied unasked",
+    Safety.REVIEW: "needs review before it is applied",
+    Safety.ADVICE: "advice: to be done by hand",
+}
+_SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One cause as it is told: the finding, those like it elsewhere, and what follows from it.
+
+    Attributes:
+        number: position in the telling, from 1.
+        finding: the worst and earliest of its kind.
+        alike: findings of the same check and severity in other modules.
+        echoes: findings that this cause explains.
+    """
+
+    number: int
+    finding: Finding
+    alike: tuple[Finding, ...] = ()
+    echoes: tuple[Finding, ...] = ()
+
+    @property
+    def echo_names(self) -> tuple[str, ...]:
+        """Checks that echo this cause, each once."""
+        names = [echo.check for echo in self.echoes] or self.finding.cause_of
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def places(self) -> str:
+        """The module span, and how many further modules show the same."""
+        first = self.finding.module or "top level"
+        return f"{first} and {len(self.alike)} more" if self.alike else first
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits: plain from 0.001 to 99 999, else with an exponent."""
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if value == int(value) and abs(value) < 1e5:
+        return str(int(value))
+    if 1e-3 <= abs(value) < 1e5:
+        places = digits - 1 - math.floor(math.log10(abs(value)))
+        text = f"{round(value, places):.{max(places, 0)}f}"
+        return text
+    return f"{value:.{digits - 1}e}"
+
+
+def pretty(text: str) -> str:
+    """Exponents as powers of ten: "3.1e-07" becomes "3.1 × 10⁻⁷"."""
+    words = []
+    for word in text.split(" "):
+        mantissa, mark, exponent = word.partition("e")
+        if mark and _is_float(mantissa) and _is_float(exponent):
+            word = f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+        words.append(word)
+    return " ".join(words)
+
+
+def with_error(value: float, error: float | None) -> str:
+    """`value ± error`, the error with two digits, the value as far as the error allows."""
+    if error is None or not math.isfinite(error) or not math.isfinite(value) or error <= 0:
+        return number(value)
+    if not 1e-3 <= abs(value) < 1e5 or not 1e-4 <= error < 1e5:
+        return f"{number(value)} ± {error:.1e}"
+    places = max(0, min(1 - math.floor(math.log10(error)), 2 - math.floor(math.log10(abs(value)))))
+    shown = round(error, places)
+    return f"{value:.{places}f} ± {shown:.{places}f}" if shown else f"{number(value)} ± {error:.1e}"
+
+
+def evidence_text(item: Evidence) -> str:
+    """Quantity, measured value with error and unit, and the level it should have."""
+    unit = f" {item.unit}" if item.unit else ""
+    text = f"{item.quantity} {with_error(item.measured, item.error)}{unit}"
+    return text if item.expected is None else f"{text}, expected {number(item.expected)}{unit}"
+
+
+def groups(findings: Sequence[Finding]) -> list[Group]:
+    """Causes in their order, each with the findings like it and those that it explains."""
+    causes: dict[tuple[str, Severity], list[Finding]] = {}
+    for finding in findings:
+        if finding.caused_by is None:
+            causes.setdefault((finding.check, finding.severity), []).append(finding)
+    echoes: dict[tuple[str, Severity], list[Finding]] = {key: [] for key in causes}
+    orphans = []
+    for echo in (finding for finding in findings if finding.caused_by is not None):
+        key = next((key for key in causes if key[0] == echo.caused_by), None)
+        if key is None:
+            orphans.append(echo)
+        else:
+            echoes[key].append(echo)
+    told = [(alike[0], tuple(alike[1:]), tuple(echoes[key])) for key, alike in causes.items()]
+    told += [(orphan, (), ()) for orphan in orphans]
+    return [Group(i, *parts) for i, parts in enumerate(told, 1)]
+
+
+def count(severities: Iterable[Severity]) -> str:
+    """Numbers by severity in words: 2 faults and 1 warning."""
+    numbers = Counter(severities)
+    parts = [f"{n} {(SINGULARS if n == 1 else PLURALS)[s]}" for s in Severity if (n := numbers[s])]
+    return join(parts)
+
+
+def join(parts: Sequence[str]) -> str:
+    """Words as a list in a sentence: a, b and c."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def verdict(report: Report, wire: Wire) -> str:
+    """The verdict in one sentence."""
+    told = groups(report.findings)
+    if not told:
+        return f"No finding: {_course(wire)}."
+    worst = told[0].finding
+    place = f" in {told[0].places}" if worst.module else ""
+    echoes = sum(len(group.echoes) for group in told)
+    follow = f", with {echoes} {'echo' if echoes == 1 else 'echoes'}" if echoes else ""
+    found = count(group.finding.severity for group in told)
+    return f"{found}{follow}; first {worst.check}{place}: {sentence(worst.summary)}"
+
+
+def sentence(text: str) -> str:
+    """The text with one full stop at its end."""
+    return text.rstrip(" .;") + "."
+
+
+def agreement(wire: Wire) -> str:
+    """How many measured tensors lie where they were predicted; "" when nothing was compared."""
+    scores = [abs(point.z) for point in wire.points if point.z is not None]
+    inside = sum(score <= 3 for score in scores)
+    return f"{inside} of {len(scores)} tensors within 3 standard errors of their prediction" if scores else ""
+
+
+def _course(wire: Wire) -> str:
+    parts = []
+    for name, trend in (("the signal", wire.signal.trend), ("the gradient", wire.gradient.trend)):
+        factor = trend.measured if trend.measured is not None else trend.predicted
+        if factor is not None:
+            parts.append(f"{name} keeps × {number(factor)} a layer")
+    course = f"{join(parts)} over {wire.layers} layers" if parts else f"{len(wire.points)} tensors were looked at"
+    met = agreement(wire)
+    return f"{course}; {met}" if met else course
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,237 @@
+"""The wire: the way of the signal and of the gradient through the network, as data to draw.
+
+The points stand in the order of the tape, one for each result that is more than a view of another. Their
+heights are standard deviations (signal) and root mean squares (gradient), predicted with a band and
+measured with an error; both errors are standard deviations of the logarithm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tightrope.finding import Finding, Severity
+from tightrope.law import Law
+from tightrope.report.model import LawRow, Report
+
+BAND = 2.0  # the drawn half-widths, in standard deviations of ln(std)
+WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "addmm")
+PRODUCTS = ("matmul", "mm", "bmm", "einsum")  # counted as layers where a network has no other
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A positive number and the ends of its band or error bar."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """One tensor on the wire.
+
+    Attributes:
+        row: position in `report.laws`.
+        index, op, module, location: as in `LawRow`.
+        layer: whether the operation carries weights, so that depth advances by one.
+        predicted, measured: standard deviation.
+        gradient_predicted, gradient_measured: rms of the loss's gradient.
+        z: distance of measured from predicted std in standard errors.
+        finite: whether everything measured is finite.
+    """
+
+    row: int
+    index: int
+    op: str
+    module: str
+    location: str
+    layer: bool
+    predicted: Reading | None
+    measured: Reading | None
+    gradient_predicted: Reading | None
+    gradient_measured: Reading | None
+    z: float | None
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Factor per layer of a course: the median slope of its logarithm over depth, exponentiated.
+
+    Attributes:
+        predicted, measured: the factors; None where there are too few points.
+        error: half-width of the predicted factor's band.
+
+    References:
+        Theil (1950), Sen (1968), for the slope as the median over pairs.
+    """
+
+    predicted: float | None = None
+    measured: float | None = None
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """The signal from input to loss, or the gradient from loss to input.
+
+    Attributes:
+        trend: factor per layer, in the direction of travel.
+        start, end: first and last measured (else predicted) value in the order of the tape.
+    """
+
+    trend: Trend
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of points that one module made: points `first` to `last`, `level` 0 is outermost."""
+
+    name: str
+    first: int
+    last: int
+    level: int
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A finding where it stands on the wire.
+
+    Attributes:
+        finding: position in `report.findings`.
+        check, severity: of the finding.
+        position: of the point it stands at; -1 for what comes before all points.
+        first, last: the points of its modules.
+        side: "signal" or "gradient".
+    """
+
+    finding: int
+    check: str
+    severity: Severity
+    position: int
+    first: int
+    last: int
+    side: str
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Everything that a picture of the step needs."""
+
+    points: tuple[Point, ...]
+    blocks: tuple[Block, ...]
+    flags: tuple[Flag, ...]
+    layers: int
+    signal: Course
+    gradient: Course
+
+
+def build(report: Report) -> Wire:
+    """The wire of a report."""
+    products = not any(row.op in WEIGHTED for row in report.laws)
+    weighted = WEIGHTED + (PRODUCTS if products else ())
+    points = tuple(_point(i, row, row.op in weighted) for i, row in enumerate(report.laws) if _shown(row))
+    flags = tuple(_flag(i, finding, points) for i, finding in enumerate(report.findings))
+    layers = sum(point.layer for point in points)
+    signal = _course(points, "predicted", "measured", 1)
+    gradient = _course(points, "gradient_predicted", "gradient_measured", -1)
+    return Wire(points, _blocks([point.module for point in points]), flags, layers, signal, gradient)
+
+
+def reading(law: Law | None, *, gradient: bool = False) -> Reading | None:
+    """Std (or rms) of a law with the ends of its band; None when it is zero, missing or not finite."""
+    value = 0.0 if law is None else law.rms if gradient else law.std
+    if law is None or not math.isfinite(value) or value <= 0:
+        return None
+    spread = math.exp(min(BAND * law.error, 700.0)) if math.isfinite(law.error) else 1.0
+    return Reading(value, value / spread, min(value * spread, 1e308))
+
+
+def _shown(row: LawRow) -> bool:
+    return not row.trivial and row.shape != () and (row.predicted is not None or row.measured is not None)
+
+
+def _point(i: int, row: LawRow, layer: bool) -> Point:
+    laws = [law for law in (row.measured, row.measured_gradient) if law is not None]
+    return Point(
+        i, row.index, row.op, row.module, row.location, layer,
+        reading(row.predicted), reading(row.measured),
+        reading(row.predicted_gradient, gradient=True), reading(row.measured_gradient, gradient=True),
+        row.z, all(law.finite for law in laws),
+    )  # fmt: skip
+
+
+def _course(points: Sequence[Point], predicted: str, measured: str, direction: int) -> Course:
+    factors: dict[str, float | None] = {}
+    errors: list[float] = []
+    for name in (predicted, measured):
+        found = [(n, value) for n, p in enumerate(p for p in points if p.layer) if (value := getattr(p, name))]
+        depth = np.array([n for n, _ in found], dtype=float)
+        logs = np.log([value.value for _, value in found])
+        factors[name] = math.exp(direction * _slope(depth, logs)) if len(found) > 2 else None
+        if name == predicted and len(found) > 2:
+            widths = [math.log(value.high / value.value) / BAND for _, value in found if value.high < 1e308]
+            errors = [max(widths, default=0.0) / (depth[-1] - depth[0])]
+    factor = factors[predicted]
+    trend = Trend(factor, factors[measured], factor * errors[0] if factor is not None and errors else None)
+    ends = [value for p in points if (value := getattr(p, measured) or getattr(p, predicted))]
+    return Course(trend, ends[0].value if ends else None, ends[-1].value if ends else None)
+
+
+def _slope(depth: np.ndarray, logs: np.ndarray) -> float:
+    first, second = np.triu_indices(len(depth), 1)
+    return float(np.median((logs[second] - logs[first]) / (depth[second] - depth[first])))
+
+
+def _flag(i: int, finding: Finding, points: Sequence[Point]) -> Flag:
+    inside = [n for n, point in enumerate(points) if any(_within(point.module, name) for name in finding.modules)]
+    behind = [n for n, point in enumerate(points) if point.index >= finding.index >= 0]
+    if finding.index < 0 and not inside:
+        position = -1
+    else:
+        position = behind[0] if behind else inside[0] if inside else len(points) - 1
+    first, last = (inside[0], inside[-1]) if inside else (position, position)
+    side = "gradient" if "gradient" in finding.check else "signal"
+    return Flag(i, finding.check, finding.severity, position, first, last, side)
+
+
+def _within(module: str, name: str) -> bool:
+    return name != "" and (module == name or module.startswith(f"{name}."))
+
+
+def _steps(path: str) -> list[str]:
+    """A module path by its named parts, each with the numbers that follow it: ["layers.3", "attention"]."""
+    steps: list[str] = []
+    for part in path.split(".") if path else []:
+        if part.isdigit() and steps:
+            steps[-1] += f".{part}"
+        else:
+            steps.append(part)
+    return steps
+
+
+def _blocks(modules: Sequence[str]) -> tuple[Block, ...]:
+    """Runs of points with a common module path, at up to three levels that tell points apart."""
+    paths = [_steps(module) for module in modules]
+    blocks: list[Block] = []
+    level = 0
+    for depth in range(1, 1 + max((len(path) for path in paths), default=0)):
+        runs: list[Block] = []
+        start = 0
+        for n in range(1, len(paths) + 1):
+            if n == len(paths) or paths[n][:depth] != paths[start][:depth]:
+                if len(paths[start]) >= depth:
+                    runs.append(Block(".".join(paths[start][:depth]), start, n - 1, level))
+                start = n
+        telling = len(runs) > 1 and any(run.last > run.first for run in runs)
+        if telling and level < 3:
+            blocks += runs
+            level += 1
+    return tuple(blocks)
