@@ -123,11 +123,11 @@ class Recorder(TorchFunctionMode):
 
     def __enter__(self) -> Recorder:
         self.modules.__enter__()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
         self.modules.__exit__(*exc)
         for handle in self._hooks:
             handle.remove()
