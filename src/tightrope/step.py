@@ -132,7 +132,7 @@ def record(model: nn.Module, args: Any, kwargs: Any, loss: Loss | None, recorder
                         "take the gradient of the loss", "it depends on no parameter that requires one",
                         "Unfreeze a parameter (requires_grad_()), or check that the loss uses the model's output",
                     )  # fmt: skip
-                value.reshape(()).backward()
+                value.backward()
         except TightropeError:
             raise
         except Exception as error:
@@ -160,7 +160,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
         with torch.no_grad():
             for buffer, before in buffers:
-                if not buffer.is_meta:
+                if not buffer.is_meta and not torch.equal(buffer, before):
                     buffer.copy_(before)
         for parameter, gradient in gradients:
             parameter.grad = gradient

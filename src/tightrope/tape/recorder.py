@@ -185,7 +185,7 @@ class Recorder(TorchFunctionMode):
         args, kwargs = arguments
         refs = tuple(x.id for x in tree_flatten(arguments)[0] if isinstance(x, Ref))
         index = len(self.tape.entries)
-        fixed = name not in RANDOM and all(self.tape.values[i].kind is Kind.KNOWN for i in refs)
+        fixed = name not in RANDOM and all(self._is_fixed(self.tape.values[i], inplace) for i in refs)
         kind = Kind.KNOWN if fixed else Kind.RESULT
         values = [self._new(t, kind, producer=index) for t in tensors]
         entry = Entry(
@@ -198,6 +198,11 @@ class Recorder(TorchFunctionMode):
         base = tensors[0]._base if inplace else None
         if base is not None and id(base) in self._known:
             self._write_through(base, entry)
+
+    def _is_fixed(self, value: Value, inplace: bool) -> bool:
+        """Whether a value was settled before the step: known, or a buffer that is read and not overwritten."""
+        held = value.content is not None and not value.content.is_meta and value.content.numel() <= KEEP_CONTENT
+        return value.kind is Kind.KNOWN or (value.kind is Kind.BUFFER and held and not inplace)
 
     def _write_through(self, base: torch.Tensor, view: Entry) -> None:
         """A view was overwritten, so the tensor behind it has a new value too."""
