@@ -105,14 +105,14 @@ class Flag:
     """A finding where it stands on the wire.
 
     Attributes:
-        finding: position in `report.findings`.
+        key: check, module and index of the finding.
         check, severity: of the finding.
         position: of the point it stands at; -1 for what comes before all points.
         first, last: the points of its modules.
         side: "signal" or "gradient".
     """
 
-    finding: int
+    key: tuple[str, str, int]
     check: str
     severity: Severity
     position: int
@@ -138,7 +138,7 @@ def build(report: Report) -> Wire:
     products = not any(row.op in WEIGHTED for row in report.laws)
     weighted = WEIGHTED + (PRODUCTS if products else ())
     points = tuple(_point(i, row, row.op in weighted) for i, row in enumerate(report.laws) if _shown(row))
-    flags = tuple(_flag(i, finding, points) for i, finding in enumerate(report.findings))
+    flags = tuple(_flag(finding, points) for finding in report.findings)
     layers = sum(point.layer for point in points)
     signal = _course(points, "predicted", "measured", 1)
     gradient = _course(points, "gradient_predicted", "gradient_measured", -1)
@@ -190,7 +190,7 @@ def _slope(depth: np.ndarray, logs: np.ndarray) -> float:
     return float(np.median((logs[second] - logs[first]) / (depth[second] - depth[first])))
 
 
-def _flag(i: int, finding: Finding, points: Sequence[Point]) -> Flag:
+def _flag(finding: Finding, points: Sequence[Point]) -> Flag:
     inside = [n for n, point in enumerate(points) if any(_within(point.module, name) for name in finding.modules)]
     behind = [n for n, point in enumerate(points) if point.index >= finding.index >= 0]
     if finding.index < 0 and not inside:
@@ -199,7 +199,8 @@ def _flag(i: int, finding: Finding, points: Sequence[Point]) -> Flag:
         position = behind[0] if behind else inside[0] if inside else len(points) - 1
     first, last = (inside[0], inside[-1]) if inside else (position, position)
     side = "gradient" if "gradient" in finding.check else "signal"
-    return Flag(i, finding.check, finding.severity, position, first, last, side)
+    key = (finding.check, finding.module, finding.index)
+    return Flag(key, finding.check, finding.severity, position, first, last, side)
 
 
 def _within(module: str, name: str) -> bool:
@@ -221,6 +222,7 @@ def _blocks(modules: Sequence[str]) -> tuple[Block, ...]:
     """Runs of points with a common module path, at up to three levels that tell points apart."""
     paths = [_steps(module) for module in modules]
     blocks: list[Block] = []
+    deepest: list[Block] = []
     level = 0
     for depth in range(1, 1 + max((len(path) for path in paths), default=0)):
         runs: list[Block] = []
@@ -234,4 +236,6 @@ def _blocks(modules: Sequence[str]) -> tuple[Block, ...]:
         if telling and level < 3:
             blocks += runs
             level += 1
-    return tuple(blocks)
+        if runs:
+            deepest = runs
+    return tuple(blocks or deepest)

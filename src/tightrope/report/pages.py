@@ -1,0 +1,82 @@
+"""The page of a check, and the catalogue of all checks: for the terminal, as Markdown and as HTML."""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+from collections.abc import Iterable
+
+from tightrope.checks.registry import SECTIONS, Check
+
+STAGES = {
+    "graph": "before any data is seen",
+    "batch": "in one training step",
+    "run": "over several training steps",
+}
+_CODE = re.compile(r"`([^`]+)`")
+
+
+def terminal(check: Check, *, width: int = 100) -> str:
+    """The page of a check as text of at most `width` columns."""
+    column = max(len(section) for section in SECTIONS) + 2
+    lines = [f"{check.name}: {check.title}", ""]
+    for section in SECTIONS:
+        indent = " " * column
+        lines.append(textwrap.fill(check.page[section], width, initial_indent=f"{section:<{column}}", subsequent_indent=indent))
+    lines += ["", f"Judged {STAGES[check.stage]}." + (f" Explains {', '.join(check.explains)}." if check.explains else "")]
+    return "\n".join(lines) + "\n"
+
+
+def markdown(check: Check) -> str:
+    """The page of a check as Markdown, its name a heading of the first level."""
+    parts = [f"# {check.name}", check.title[:1].upper() + check.title[1:]]
+    parts += [f"## {section}\n\n{check.page[section]}" for section in SECTIONS]
+    parts.append(f"Judged {STAGES[check.stage]}.")
+    if check.explains:
+        parts.append("Explains " + ", ".join(f"[{name}]({name}.md)" for name in check.explains) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def sections(check: Check) -> list[tuple[str, str]]:
+    """Section names with their texts as safe HTML."""
+    return [(section, inline(check.page[section])) for section in SECTIONS]
+
+
+def law(check: Check) -> str:
+    """The law of a check in one statement: the first sentence of its section."""
+    return re.split(r"(?<=[^.\s])\.(?=\s+[A-Z])", check.page["Law"])[0].rstrip(".")
+
+
+def inline(text: str) -> str:
+    """Text as HTML: escaped, `code` set as code."""
+    return _CODE.sub(r"<code>\1</code>", html.escape(text, quote=True))
+
+
+def catalogue(checks: Iterable[Check], *, width: int = 100) -> str:
+    """All checks with what they find, by the stage at which they can be judged."""
+    listed = list(checks)
+    column = max((len(check.name) for check in listed), default=0) + 4
+    lines: list[str] = []
+    for stage, when in STAGES.items():
+        here = sorted((check for check in listed if check.stage == stage), key=lambda check: check.name)
+        if here:
+            lines += [f"{stage}: judged {when}", *(_entry(check, column, width) for check in here), ""]
+    return "\n".join(lines)
+
+
+def catalogue_markdown(checks: Iterable[Check]) -> str:
+    """The catalogue as Markdown tables with links to the pages."""
+    listed = list(checks)
+    parts = ["# Checks"]
+    for stage, when in STAGES.items():
+        here = sorted((check for check in listed if check.stage == stage), key=lambda check: check.name)
+        if here:
+            table = [f"| [{check.name}]({check.name}.md) | {check.title.replace('|', chr(92) + '|')} |" for check in here]
+            parts.append("\n".join([f"## Judged {when}", "", "| check | finds |", "|---|---|", *table]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(check: Check, column: int, width: int) -> str:
+    start = f"  {check.name:<{column - 2}}"
+    return textwrap.fill(check.title, width, initial_indent=start, subsequent_indent=" " * column)
