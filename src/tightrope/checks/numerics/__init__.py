@@ -1,0 +1,1 @@
+"""Checks on the numbers themselves: what overflows, what is undefined."""

@@ -1,0 +1,165 @@
+"""`non-finite`: an operation that turns finite numbers into NaN or infinity.
+
+Law       a number of dtype t is finite below max(t) (65504 for float16, 3.4e38 for float32 and bfloat16); exp overflows
+          beyond ln max(t) = 11.1 and 88.7; log 0, 0 / 0 and infinity minus infinity are undefined. One such element
+          reaches every parameter in one backward pass.
+Evidence  number and place of the non-finite elements in the first result whose own inputs are all finite; the range
+          and dtype of those inputs. Parameters and data are looked at before operations, gradients last.
+Verdict   `fault`, always: the check counts, it does not estimate.
+Remedy    advice for the operation that failed: its stable form, a clamp, a wider dtype, a smaller scale.
+Limits    minus infinity that a mask put into logits is meant, and so is an overflowing gradient of a loss that a
+          gradient scaler has multiplied: the scaler skips that step. Neither is reported.
+References  Goldberg (1991), What every computer scientist should know about floating-point arithmetic, ACM Comput.
+          Surv. 23; Micikevicius et al. (2018), Mixed precision training, ICLR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from tightrope.checks.trace import JOINS, VIEWS
+from tightrope.finding import Evidence, Finding, Severity
+from tightrope.measure.measurement import Measurement, Units
+from tightrope.study import Study
+from tightrope.subject import Subject
+from tightrope.tape.tape import Entry, Kind, Tape
+
+STAGE = "batch"
+EXPLAINS = ("exploding-signal", "exploding-gradient", "loss-at-init", "learning-rate-too-high")
+REMEDIES = ("stable-form",)
+
+MASKING = frozenset(("masked_fill", "where", "full", "full_like", "add", "mul", "triu", "tril", "log", "fill", "setitem"))
+"""Calls that can put minus infinity in place of what a softmax shall not see."""
+TOLERANT = VIEWS | JOINS | MASKING | {"softmax", "log_softmax", "logsumexp", "max", "amax", "maximum", "topk", "argmax"}
+"""Readers for which minus infinity is a number like any other."""
+UNDEFINED = frozenset(("empty", "empty_like", "new_empty", "empty_strided"))
+"""Calls whose result holds whatever the memory held."""
+SCALED = 2.0**8  # a factor on the loss from here on is a gradient scaler's (it starts at 2^16)
+
+
+def judge(study: Study) -> Iterator[Finding]:
+    """At most one finding: the first place where a finite number was lost."""
+    tape, measurement = study.tape, study.measurement
+    for value in tape.values.values():
+        units = measurement.units.get(value.id)
+        if value.producer is None and units is not None and _bad(tape, measurement, value.id):
+            kind = "parameter" if value.kind in (Kind.PARAMETER, Kind.BUFFER) else "data"
+            yield _outside(study, value.id, kind, units)
+            return
+    for entry in tape.entries:
+        for number in entry.outputs if entry.op not in UNDEFINED else ():
+            if _bad(tape, measurement, number) and not any(_bad(tape, measurement, i) for i in entry.inputs):
+                yield _operation(study, entry, number)
+                return
+    if not _scaled(tape, measurement):
+        yield from _gradient(study)
+
+
+def _bad(tape: Tape, measurement: Measurement, number: int) -> bool:
+    """Whether a value holds a NaN, or an infinity that is no mask."""
+    units = measurement.units.get(number)
+    if units is None or not units.nonfinite:
+        return False
+    if units.masked < units.nonfinite:
+        return True
+    readers = tape.readers.get(number, [])
+    return not readers or not all(entry.op in TOLERANT for entry in readers)
+
+
+def _scaled(tape: Tape, measurement: Measurement) -> bool:
+    """Whether the loss was multiplied by a gradient scaler."""
+    last = next((e for e in tape.entries if tape.loss in e.outputs), None)
+    if last is None or last.op != "mul":
+        return False
+    factors = [measurement.units[i].high for i in last.inputs if tape.values[i].kind is not Kind.RESULT and i in measurement.units]
+    factors += [float(a) for a in last.args if isinstance(a, (int, float))]
+    return any(factor >= SCALED for factor in factors)
+
+
+def _outside(study: Study, number: int, kind: str, units: Units) -> Finding:
+    value = study.tape.values[number]
+    reader = next(iter(study.tape.readers.get(number, [])), None)
+    name = value.name or "the input"
+    return Finding(
+        "non-finite", Severity.FAULT, reader.module if reader else "", str(reader.location) if reader else "",
+        f"{kind} {name}: {units.nonfinite} of its numbers are not finite, the first at {_at(units)}",
+        (Evidence("non-finite elements", units.nonfinite, 0.0),), -1, modules=(reader.module,) if reader else (),
+    )  # fmt: skip
+
+
+def _operation(study: Study, entry: Entry, number: int) -> Finding:
+    units, tape = study.measurement.units[number], study.tape
+    evidence = [Evidence("non-finite elements", units.nonfinite, 0.0)]
+    ranges = []
+    for i in dict.fromkeys(entry.inputs):
+        found = study.measurement.units.get(i)
+        if found is not None:
+            evidence += [Evidence(f"smallest input {len(ranges) + 1}", found.low)]
+            evidence += [Evidence(f"largest input {len(ranges) + 1}", found.high)]
+            ranges.append(f"[{found.low:.3g}, {found.high:.3g}]")
+    kind = str(tape.values[number].dtype).removeprefix("torch.")
+    inputs = f" from inputs in {', '.join(ranges)}" if ranges else ""
+    return Finding(
+        "non-finite", Severity.FAULT, entry.module, str(entry.location),
+        f"{entry.op} makes {units.nonfinite} non-finite element{'s' * (units.nonfinite > 1)} ({kind}), the first at "
+        f"{_at(units)},{inputs}", tuple(evidence), entry.index, modules=(entry.module,),
+    )  # fmt: skip
+
+
+def _gradient(study: Study) -> Iterator[Finding]:
+    """The last operation on the tape whose input's gradient is not finite though its output's is."""
+    tape, gradients = study.tape, study.measurement.gradients
+    for entry in reversed(tape.entries):
+        came = [gradients[i] for i in entry.outputs if i in gradients]
+        bad = [i for i in entry.inputs if i in gradients and not gradients[i].finite]
+        if bad and came and all(law.finite for law in came):
+            found = study.measurement.units.get(entry.inputs[0])
+            evidence = [Evidence("gradient's rms behind the operation", came[0].rms)]
+            if found is not None:
+                evidence += [Evidence("smallest input", found.low), Evidence("largest input", found.high)]
+            where = f" on inputs in [{found.low:.3g}, {found.high:.3g}]" if found is not None else ""
+            yield Finding(
+                "non-finite", Severity.FAULT, entry.module, str(entry.location),
+                f"the gradient of {entry.op} is not finite{where}", tuple(evidence), entry.index,
+                modules=(entry.module,),
+            )  # fmt: skip
+            return
+
+
+def _at(units: Units) -> str:
+    return str(list(units.first_nonfinite or ()))
+
+
+class _Head(nn.Module):
+    """Class probabilities from far-out logits: exponentials, shifted by the row's maximum or not, over their sum."""
+
+    def __init__(self, shifted: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 4)
+        self.shifted = shifted
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = 200.0 * self.linear(x)
+        if self.shifted:
+            logits = logits - logits.amax(-1, keepdim=True)
+        e = logits.exp()
+        return e / e.sum(-1, keepdim=True)
+
+
+def _loss(p: Tensor, target: Tensor) -> Tensor:
+    return (p - nn.functional.one_hot(target, 4)).square().mean()
+
+
+def sick() -> Subject:
+    """A hand-written softmax whose exponential overflows."""
+    torch.manual_seed(0)
+    return Subject(_Head(False), (torch.randn(32, 16), torch.arange(32) % 4), _loss)
+
+
+def healthy() -> Subject:
+    """The same softmax with the row's maximum taken off first."""
+    torch.manual_seed(0)
+    return Subject(_Head(True), (torch.randn(32, 16), torch.arange(32) % 4), _loss)

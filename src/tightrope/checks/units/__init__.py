@@ -1,0 +1,1 @@
+"""Checks on single units: which of them still carry signal and gradient."""

@@ -1,0 +1,5 @@
+"""Layers that cure what the checks find."""
+
+from tightrope.nn.standardize import Standardize
+
+__all__ = ["Standardize"]

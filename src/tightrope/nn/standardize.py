@@ -1,0 +1,175 @@
+"""Standardise the features of the data, inside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightrope.errors import InputError
+
+LIMIT = 8.0
+"""How far, in units of its scale, a feature may lie from its mean on the data it was fitted on."""
+
+
+class Standardize(nn.Module):
+    """(x - mean) / scale for every feature, with statistics of the training data that travel with the model.
+
+    The statistics are fitted in one pass over the data, merge exactly, and stand in the `state_dict`. They are
+    not learnt and do not change between training and evaluation. The scale of a feature is its standard deviation,
+    but never so small that a value of the fitted data would lie further than `LIMIT` scales from the mean: a
+    feature that hardly ever moves is not blown up. A feature that never moved is centred and given the median
+    scale of the others.
+
+    Args:
+        features: number of features; None to learn it from the first batch.
+        dim: dimension of the features: -1 for tables, sequences and tokens, 1 for images (N, C, H, W).
+        learn: number of samples that training passes still add to the statistics; 0 after `fit`.
+
+    Shape:
+        input (N, ...), output of the same shape.
+
+    Example:
+        >>> table = torch.tensor([[0.0, 100.0], [2.0, 300.0]])
+        >>> Standardize().fit([table])(table)
+        tensor([[-1., -1.],
+                [ 1.,  1.]])
+
+    References:
+        Chan, Golub, LeVeque (1983), Algorithms for computing the sample variance, Am. Stat. 37, for the merging;
+        LeCun et al. (1998), Efficient BackProp, section 4.3, for the reason.
+    """
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, features: int | None = None, *, dim: int = -1, learn: int = 0) -> None:
+        super().__init__()
+        self.dim = dim
+        self.learn = learn
+        width = features or 0
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("low", torch.full((width,), torch.inf, dtype=torch.float64))
+        self.register_buffer("high", torch.full((width,), -torch.inf, dtype=torch.float64))
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each feature over the fitted data; shape (features,)."""
+        return self.squares / self.count.clamp(min=1)
+
+    @property
+    def scale(self) -> Tensor:
+        """What each feature is divided by; shape (features,)."""
+        std = self.variance.sqrt()
+        reach = torch.maximum(self.high - self.mean, self.mean - self.low) / LIMIT
+        found = torch.maximum(std, reach)
+        moved = found > 1e-9 * self.mean.abs()
+        usual = found[moved].median() if bool(moved.any()) else torch.ones_like(self.count)
+        return torch.where(moved, found, usual)
+
+    @torch.no_grad()
+    def fit(self, data: Any) -> Standardize:
+        """Forget what was fitted and fit on a tensor, a batch, or a loader of batches.
+
+        Of a batch that is a tuple, list or mapping the first floating-point tensor is taken.
+
+        Raises:
+            InputError: the data hold no floating-point tensor, or none of its numbers is finite.
+        """
+        self._resize(0)
+        batches = [data] if isinstance(data, (Tensor, Mapping)) or not isinstance(data, Iterable) else data
+        for batch in batches:
+            self.update(_tensor(batch))
+        if float(self.count) == 0:
+            raise InputError("fit Standardize", "the loader is empty", "Pass a loader with at least one batch")
+        self.learn = 0
+        return self
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Add a batch to the statistics.
+
+        Raises:
+            InputError: it holds a non-finite number, or another number of features.
+        """
+        rows = x.detach().movedim(self.dim, -1)
+        rows = rows.reshape(-1, rows.shape[-1]).double()
+        if not bool(torch.isfinite(rows).all()):
+            raise InputError("fit Standardize", "the data hold NaN or infinity", "Clean or impute them first")
+        if self.mean.numel() == 0:
+            self._resize(rows.shape[1])
+        if rows.shape[1] != self.mean.numel():
+            found = f"{rows.shape[1]} features after {self.mean.numel()}"
+            raise InputError("fit Standardize", found, "Set dim= to the features' dimension")
+        squares, mean = torch.var_mean(rows, 0, correction=0)
+        n = rows.shape[0]
+        self._join(self.count.new_tensor(n), mean, squares * n, rows.amin(0), rows.amax(0))
+
+    @torch.no_grad()
+    def merge(self, other: Standardize) -> Standardize:
+        """Add what another one was fitted on, as if both data sets had been one."""
+        if self.mean.numel() == 0:
+            self._resize(other.mean.numel())
+        self._join(other.count, other.mean, other.squares, other.low, other.high)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardised features, of the input's shape and dtype."""
+        if self.training and float(self.count) < self.learn:
+            self.update(x)
+        if float(self.count) == 0:
+            raise InputError("standardise", "nothing was fitted yet", "Call fit(loader) with the training data first")
+        shape = [1] * x.ndim
+        shape[self.dim] = -1
+        mean, scale = self.mean.reshape(shape), self.scale.reshape(shape)
+        kind = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        return ((x - mean) / scale).to(kind)
+
+    def extra_repr(self) -> str:
+        """Features, dimension and the number of values fitted on."""
+        return f"{self.mean.numel()}, dim={self.dim}, fitted on {int(self.count)}"
+
+    def _join(self, count: Tensor, mean: Tensor, squares: Tensor, low: Tensor, high: Tensor) -> None:
+        if mean.numel() != self.mean.numel():
+            raise InputError("merge Standardize", f"{mean.numel()} features with {self.mean.numel()}", "Fit both alike")
+        total = self.count + count
+        if float(total) == 0:
+            return
+        shift = mean - self.mean
+        self.squares += squares + shift.square() * self.count * count / total
+        self.mean += shift * count / total
+        self.low.copy_(torch.minimum(self.low, low))
+        self.high.copy_(torch.maximum(self.high, high))
+        self.count.copy_(total)
+
+    def _resize(self, width: int) -> None:
+        """Start again with this number of features."""
+        self.count.zero_()
+        for name, start in (("mean", 0.0), ("squares", 0.0), ("low", torch.inf), ("high", -torch.inf)):
+            old: Tensor = getattr(self, name)
+            setattr(self, name, torch.full((width,), start, dtype=torch.float64, device=old.device))
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        stored = state.get(f"{prefix}mean")
+        if stored is not None and stored.numel() != self.mean.numel():
+            self._resize(stored.numel())
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _tensor(batch: Any) -> Tensor:
+    """The data of a batch: its first floating-point tensor."""
+    parts = list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    for part in parts:
+        if isinstance(part, Tensor) and (part.is_floating_point() or part.dtype == torch.uint8):
+            return part
+    raise InputError("fit Standardize", f"a batch of type {type(batch).__name__} holds no floating-point tensor", "Pass it")
+
+
+__all__ = ["Standardize"]
