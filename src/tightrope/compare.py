@@ -22,7 +22,8 @@ class Row:
 
     Attributes:
         op, module, index: which call made it.
-        trivial: its law equals its input's by construction (a view, a copy).
+        trivial: its law equals its input's by construction (a view, a copy), or it is a single number, which has
+            no spread over its elements.
         predicted_std, measured_std: over all elements of the tensor, in its own unit.
         predicted_grad_rms, measured_grad_rms: of the loss's gradient with respect to it; None without one.
         z: ln(measured / predicted std) over its standard error (band and sampling together).
@@ -90,11 +91,12 @@ def compare(forecast: Forecast, measurement: Measurement) -> Comparison:
         if predicted is None and measured is None:
             continue
         grad_predicted, grad_measured = forecast.gradients.get(mine), measurement.gradients.get(theirs)
+        lone = math.prod(forecast.tape.values[mine].shape) == 1
         row = Row(
-            op, module, index, index in forecast.trivial,
-            predicted.std if predicted else None, measured.std if measured else None,
+            op, module, index, lone or index in forecast.trivial,
+            None if lone or predicted is None else predicted.std, None if lone or measured is None else measured.std,
             grad_predicted.rms if grad_predicted else None, grad_measured.rms if grad_measured else None,
-            z_score(predicted, measured), index in simulated,
+            None if lone else z_score(predicted, measured), index in simulated,
         )  # fmt: skip
         rows.append(row)
     unknown = tuple(f"{entry.op} ({entry.module or 'top level'}): {why}" for entry, why in forecast.unknown)

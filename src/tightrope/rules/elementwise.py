@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from tightrope.roles import Axes
+from tightrope.rules.amplitude import recalled
 from tightrope.rules.expectation import Latent, latent, product
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import State, state_shape
@@ -29,7 +30,15 @@ CURVED = (
     "pow", "rpow", "maximum", "minimum", "where", "lerp", "addcmul", "addcdiv",
 )  # fmt: skip
 LINEAR = ("add", "sub", "rsub", "mul", "div", "rdiv", "neg", "positive")
-CHAINING = frozenset((*CURVED, *LINEAR))
+POOLING = (
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+)
+CHAINING = frozenset((*CURVED, *LINEAR, *POOLING))
 """Operations that can continue a chain of elementwise functions of one variable."""
 
 _KINKS = {
@@ -44,7 +53,9 @@ def kinks(entry: Entry) -> tuple[float, ...]:
     op = entry.op
     if op in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
         default = 1.0 if op == "hardtanh" else None
-        low = entry.argument(1, "max" if op == "clamp_max" else "min", entry.kwargs.get("min_val", default and -default))
+        low = entry.argument(
+            1, "max" if op == "clamp_max" else "min", entry.kwargs.get("min_val", default and -default)
+        )
         high = entry.argument(2, "max", entry.kwargs.get("max_val", default))
         return tuple(sorted({float(edge) for edge in (low, high) if isinstance(edge, (int, float))}))
     if op in ("hardshrink", "softshrink"):
@@ -85,6 +96,8 @@ def _(call: Call, upstream: State) -> Gradients:
     variable = call.saved.get("variable")
     if variable is None:
         return _linear_gradients(call, upstream, numbers)
+    if upstream.gain is not None:
+        upstream = replace(upstream, gain=recalled(upstream.gain, call.output.memory))
     held = upstream.latent
     inside = isinstance(held, Adjoint) and held.variable is variable
     adjoint = held if inside and isinstance(held, Adjoint) else Adjoint(variable, upstream)
@@ -226,7 +239,8 @@ def _evaluate(call: Call, values: dict[int, Tensor]) -> Tensor:
         slope = (call.argument(1, "lower", 1 / 8) + call.argument(2, "upper", 1 / 3)) / 2
         return torch.nn.functional.leaky_relu(args[0], slope)
     if call.entry.inplace and args:
-        args = (args[0].clone(), *args[1:])
+        shape = torch.broadcast_shapes(*(x.shape for x in args if isinstance(x, Tensor)))
+        args = (args[0].expand(shape).clone(), *args[1:])
     result = call.entry.function(*args, **kwargs)
     assert isinstance(result, Tensor)
     return result
@@ -245,16 +259,16 @@ def _operands(call: Call) -> tuple[Any, Any]:
             content = call.content(position, name)
             if content is None:
                 raise NotImplementedError(f"{call.entry.op} reads a tensor whose content is not known")
-            sides[-1] = State.of_content(_plain(content), content)
+            sides[-1] = State.of_content(_plain(content, call.tape.samples), content)
     if call.entry.op in ("rsub", "rdiv"):
         sides.reverse()
     return sides[0], sides[1]
 
 
-def _plain(content: Tensor) -> Axes:
+def _plain(content: Tensor, samples: int | None) -> Axes:
     from tightrope.roles import default_axes
 
-    return default_axes(tuple(content.shape), None)
+    return default_axes(tuple(content.shape), samples)
 
 
 def _linear(call: Call, random: list[int]) -> State:
@@ -339,7 +353,10 @@ def _slopes_exact(call: Call, numbers: list[int]) -> dict[int, State]:
             value.requires_grad_(True)
         output = _evaluate(call, values)
         grads = torch.autograd.grad(output.sum(), list(values.values()), allow_unused=True)
-    return {n: State.of(call.states[n].axes, torch.zeros(()) if g is None else g) for n, g in zip(numbers, grads, strict=True)}
+    return {
+        n: State.of(call.states[n].axes, torch.zeros(()) if g is None else g)
+        for n, g in zip(numbers, grads, strict=True)
+    }
 
 
 def reduced(gradient: State, target: State, axes: Axes) -> State:

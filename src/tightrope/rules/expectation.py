@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tightrope.roles import Role
+from tightrope.rules.amplitude import CROWD, OMEGA, moved
 from tightrope.rules.state import DTYPE, State
 
 SPAN = 8.5
@@ -20,6 +22,10 @@ PIECE_NODES = 32
 """Gauss-Legendre nodes on each piece between kinks: 1e-9 on a whole Gaussian, 1e-12 on half of one."""
 HERMITE = 24
 """Terms of the Hermite series; what they leave out of the variance is given to the next power."""
+PAIR_HERMITE = 8
+"""Terms of the series for pairs of channels, whose correlation is rarely near 1."""
+LEAST_WITHIN = 0.02
+"""Smallest share of a channel's variance that is left when its sample's amplitude is known."""
 COUNTER = itertools.count()
 
 
@@ -39,6 +45,7 @@ class Latent:
         xi: standard normal nodes, last dimension; broadcasts against the law's shape.
         weights: quadrature weights, of the same shape, summing to 1.
         base: the law of z.
+        scale: amplitude of the sample at each node, node by node of `amplitude.ETA`; None for one amplitude.
     """
 
     number: int
@@ -46,10 +53,14 @@ class Latent:
     weights: Tensor
     base: State = field(repr=False)
 
+    scale: Tensor | None = None
+
     @property
     def z(self) -> Tensor:
         """The variable's own values at the nodes."""
-        return self.base.mean.unsqueeze(-1) + self.base.variance.clamp(min=0).sqrt().unsqueeze(-1) * self.xi
+        mean, std = centre(self.base)
+        plain = mean.unsqueeze(-1) + std.unsqueeze(-1) * self.xi
+        return plain if self.scale is None else plain * self.scale
 
     def expect(self, values: Tensor) -> Tensor:
         """E of a function given by its values at the nodes."""
@@ -76,34 +87,119 @@ class Latent:
                 degrees = torch.arange(1, HERMITE + 1, dtype=DTYPE)
                 series = (power * rho.unsqueeze(-1) ** degrees).sum(-1) + rest * rho ** (HERMITE + 1)
                 parts.append(torch.minimum(series, total))
-        return from_levels(self.base, mean, (*parts, total))
+        made = from_levels(self.base, mean, (*parts, total))
+        return self._by_amplitude(values, replace(made, covariance=self._covariance(values, total)))
+
+    def _covariance(self, values: Tensor, total: Tensor) -> Tensor | None:
+        """Covariance of the function's values in different channels: that of their means over the samples'
+        amplitudes, and at one amplitude the Hermite series of their correlation."""
+        base = self.base
+        if base.covariance is None or total.numel() != base.covariance.shape[0]:
+            return None
+        mean, std = (edge.expand(base.shape).reshape(-1) for edge in centre(base))
+        within = base.covariance
+        if self.scale is not None and base.amplitude is not None:
+            outer = base.mean.expand(base.shape).reshape(-1)
+            energy = (OMEGA * torch.exp(2 * base.amplitude)).sum()
+            within = (within + outer[:, None] * outer[None]) / energy - mean[:, None] * mean[None]
+        std = std.clamp(min=1e-300)
+        rho = (within / (std[:, None] * std[None])).clamp(-1, 1)
+        found, power = torch.zeros_like(rho), rho
+        for coefficient in self._coefficients(values, PAIR_HERMITE):
+            flat = coefficient.reshape(-1)
+            found = found + flat[:, None] * flat[None] * power
+            power = power * rho
+        if self.scale is not None:
+            first, _ = self.by_node(values)
+            first = first.reshape(-1, len(OMEGA))
+            first = first - (first * OMEGA).sum(-1, keepdim=True)
+            found = found + (first * OMEGA) @ first.T
+        found.diagonal().copy_(total.reshape(-1))
+        return found
+
+    def by_node(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """E[f] and E[f^2] at each amplitude (last dimension)."""
+        shape = (len(OMEGA), values.shape[-1] // len(OMEGA))
+        x, w = values.unflatten(-1, shape), self.weights.unflatten(-1, shape)
+        w = w / w.sum(-1, keepdim=True)
+        return (x * w).sum(-1), (x.square() * w).sum(-1)
+
+    def _by_amplitude(self, values: Tensor, made: State) -> State:
+        """The amplitude of a sample behind the function, and how the function's energy depends on it."""
+        if made.axes.count(Role.SITE) > 1 or made.exact:
+            return made
+        square = values.square()
+        if self.scale is None:
+            energy = self.expect(square).mean().expand(len(OMEGA))
+            wobble = self.expect(square.square()) - self.expect(square).square()
+        else:
+            _, second = self.by_node(values)
+            energy = second.reshape(-1, len(OMEGA)).mean(0)
+            _, fourth = self.by_node(square)
+            wobble = ((fourth - second.square()) * OMEGA).sum(-1)
+        count, mean = made.mean.expand(made.shape).numel(), float((energy * OMEGA).sum())
+        if count < CROWD or mean <= 0:
+            return made
+        fresh = float(wobble.mean()) / (4 * count * mean**2)
+        level, memory = moved(energy, max(fresh, 0.0))
+        return replace(made, amplitude=level, memory=memory, gain=None if self.scale is None else energy / mean)
 
     def _series(self, values: Tensor) -> Tensor:
         """h_j^2 for j = 1 ... HERMITE."""
+        return torch.stack([h.square() for h in self._coefficients(values, HERMITE)], -1)
+
+    def _coefficients(self, values: Tensor, terms: int) -> Iterator[Tensor]:
+        """h_j for j = 1 ... terms."""
         previous, current = torch.ones_like(self.xi), self.xi
-        found = []
-        for j in range(1, HERMITE + 1):
-            found.append(self.expect(values * current).square())
+        for j in range(1, terms + 1):
+            yield self.expect(values * current)
             previous, current = current, (self.xi * current - math.sqrt(j) * previous) / math.sqrt(j + 1)
-        return torch.stack(found, -1)
+
+
+def centre(base: State) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a variable at amplitude 1 of its sample."""
+    mean, variance = torch.broadcast_tensors(base.mean, base.variance.clamp(min=0))
+    if base.amplitude is None:
+        return mean, variance.sqrt()
+    loud = torch.exp(base.amplitude)
+    inner = mean / (OMEGA * loud).sum()
+    within = (variance + mean.square()) / (OMEGA * loud.square()).sum() - inner.square()
+    return inner, torch.maximum(within, LEAST_WITHIN * variance).sqrt()
 
 
 def latent(base: State, kinks: Sequence[float] = ()) -> Latent:
     """Quadrature nodes for functions of a variable with this law, split at the function's kinks."""
-    mean, std = torch.broadcast_tensors(base.mean, base.variance.clamp(min=0).sqrt())
+    mean, std = centre(base)
+    if base.amplitude is None:
+        xi, weight = _nodes(mean, std, kinks)
+        return Latent(next(COUNTER), xi, weight, base)
+    parts = [_nodes(mean, std, [kink / float(loud) for kink in kinks]) for loud in torch.exp(base.amplitude)]
+    xi = torch.cat([xi for xi, _ in parts], -1)
+    weight = torch.cat([weight * share for (_, weight), share in zip(parts, OMEGA, strict=True)], -1)
+    scale = torch.exp(base.amplitude).repeat_interleave(xi.shape[-1] // len(OMEGA))
+    return Latent(next(COUNTER), xi, weight, base, scale)
+
+
+def _nodes(mean: Tensor, std: Tensor, kinks: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Standard normal nodes and weights, split where mean + std xi passes a kink."""
     safe = std.clamp(min=1e-300)
     edges = [torch.full_like(mean, -SPAN)]
     edges += [((kink - mean) / safe).clamp(-SPAN, SPAN) for kink in sorted(kinks)]
     edges.append(torch.full_like(mean, SPAN))
     x, w = legendre(PIECE_NODES if kinks else 2 * PIECE_NODES)
+    if not kinks:
+        xi = SPAN * x
+        weight = w * torch.exp(-xi.square() / 2)
+        lead = (1,) * mean.ndim
+        return xi.reshape(*lead, -1), (weight / weight.sum()).reshape(*lead, -1)
     nodes, weights = [], []
     for low, high in itertools.pairwise(edges):
-        half, centre = ((high - low) / 2).unsqueeze(-1), ((high + low) / 2).unsqueeze(-1)
-        xi = centre + half * x
+        half, middle = ((high - low) / 2).unsqueeze(-1), ((high + low) / 2).unsqueeze(-1)
+        xi = middle + half * x
         nodes.append(xi)
         weights.append(half * w * torch.exp(-xi.square() / 2))
     xi, weight = torch.cat(nodes, -1), torch.cat(weights, -1)
-    return Latent(next(COUNTER), xi, weight / weight.sum(-1, keepdim=True), base)
+    return xi, weight / weight.sum(-1, keepdim=True)
 
 
 def levels(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -129,4 +225,12 @@ def product(left: State, right: State) -> State:
     for a, b in zip(levels(left), levels(right), strict=True):
         found.append((left.mean.square() + a) * (right.mean.square() + b) - both)
     made = from_levels(left if len(left.axes.dims) >= len(right.axes.dims) else right, mean, tuple(found))
-    return State(made.axes, *made.fields, width=left.width + right.width)
+    made = State(
+        made.axes, *made.fields, width=left.width + right.width, gain=right.gain if left.gain is None else left.gain
+    )
+    if left.gain is None or right.gain is None:
+        return made
+    # Both follow the amplitude of their sample, so that loud samples count more than the product of the means says.
+    together = float((OMEGA * left.gain * right.gain).sum())
+    extra = (together - 1) * made.second_moment
+    return replace(made, residual=(made.residual + extra).clamp(min=0), gain=left.gain * right.gain / together)

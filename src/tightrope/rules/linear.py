@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from tightrope.law import COMPONENTS
 from tightrope.roles import Axes, Role
 from tightrope.rules.registry import Call, Gradients, rule
-from tightrope.rules.state import DTYPE, State, state_shape
+from tightrope.rules.state import COVARIANCE_CHANNELS, DTYPE, State, state_shape
 
 
 @rule("linear")
@@ -45,8 +48,21 @@ def mapped(x: State, weight: State, axes: Axes) -> State:
         square = w.square()
         parts = [f @ square.T if bool((f != 0).any()) else f[..., :1] * 0 for f in full.fields[1:]]
         known = float(x.mean.square().mean() / x.second_moment.mean().clamp(min=1e-300))
-        return State(axes, full.mean @ w.T, *parts, width=x.width + (1 - known) ** 2 * max(kappa - 1, 0.0) / n)
+        width = x.width + (1 - known) ** 2 * max(kappa - 1, 0.0) / n
+        z = State(axes, full.mean @ w.T, *parts, width=width, amplitude=x.amplitude, gain=x.gain)
+        return correlated(x, z, w)
     return random_map(x, weight, axes, n, kappa)
+
+
+def correlated(x: State, z: State, w: Tensor) -> State:
+    """z = x W^T where the covariance of x between channels is known: C' = W C W^T."""
+    held = x.covariance
+    if held is None or not torch.allclose(held.diagonal(), x.variance.expand(x.shape).reshape(-1), rtol=1e-6):
+        return z
+    covariance = w @ held @ w.T
+    share = (covariance.diagonal() / z.variance.expand(z.shape).reshape(-1).clamp(min=1e-300)).reshape(z.shape)
+    parts = {name: getattr(z, name) * share for name in COMPONENTS}
+    return replace(z, **parts, covariance=covariance if w.shape[0] <= COVARIANCE_CHANNELS else None)
 
 
 def random_map(x: State, weight: State, axes: Axes, n: int, kappa: float) -> State:
@@ -64,7 +80,13 @@ def random_map(x: State, weight: State, axes: Axes, n: int, kappa: float) -> Sta
     gain = n * (variance_w + mean_w**2)
     width = x.width + max(kappa - 1, 0.0) / n
     return State(
-        axes, mean, constant, gain * average(flat.sample), gain * average(flat.site), gain * average(flat.residual), width
+        axes,
+        mean,
+        constant,
+        gain * average(flat.sample),
+        gain * average(flat.site),
+        gain * average(flat.residual),
+        width,
     )
 
 

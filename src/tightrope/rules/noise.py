@@ -25,4 +25,6 @@ def _masked(call: Call, state: State) -> State:
     p = float(call.argument(1, "p", 0.5)) if call.argument(2, "training", True) else 0.0
     if p <= 0.0 or p >= 1.0:
         return replace(state.scaled(0.0) if p >= 1.0 else state, axes=state.axes)
-    return replace(state, residual=state.residual + p / (1 - p) * state.second_moment, latent=None, nodes=None)
+    return replace(
+        state, residual=state.residual + p / (1 - p) * state.second_moment, latent=None, nodes=None, covariance=None
+    )

@@ -18,8 +18,11 @@ from torch import Tensor
 
 from tightrope.law import COMPONENTS, Law
 from tightrope.roles import Axes, Role
+from tightrope.rules.amplitude import of_rows
 
 DTYPE = torch.float64
+COVARIANCE_CHANNELS = 640
+"""Most channels for which covariances between channels are carried: three matrix products a layer."""
 
 
 def zero() -> Tensor:
@@ -35,9 +38,14 @@ class State:
         axes: roles and sizes of the real tensor's dimensions.
         mean: expectation over samples (and weights, where they are unknown) at each site and channel.
         constant, sample, site, residual: variance components as in `Law`, about that mean.
-        latent: number of a tensor of which this one is a pointwise function, with `nodes`.
-        nodes: this tensor's values at the quadrature nodes of the latent tensor (last dimension: node).
         width: relative variance of the second moment over draws of the weights (the band).
+        latent: quadrature variable of which this tensor is an elementwise function, with `nodes`.
+        nodes: this tensor's values at the quadrature nodes of the latent variable (last dimension: node).
+        covariance: (channel, channel), over samples, where a sample is one row of few channels; its diagonal is
+            `variance`. None: channels vary independently.
+        amplitude: ln of a sample's amplitude at the nodes of `amplitude.ETA`, where a sample is one row; None: all alike.
+        memory: correlation of that amplitude with the one before the operation that made this tensor.
+        gain: of gradients and slopes, their energy at each amplitude over its mean.
     """
 
     axes: Axes
@@ -47,8 +55,12 @@ class State:
     site: Tensor
     residual: Tensor
     width: float = 0.0
-    latent: int | None = None
+    latent: object | None = None
     nodes: Tensor | None = None
+    covariance: Tensor | None = None
+    amplitude: Tensor | None = None
+    memory: float = 0.0
+    gain: Tensor | None = None
 
     @classmethod
     def of(
@@ -86,7 +98,11 @@ class State:
         spread = x - mean
         variance = spread.square().mean(over, keepdim=True)
         if not sites:
-            return cls.of(axes, mean.reshape(shape), sample=variance.reshape(shape))
+            made = cls.of(axes, mean.reshape(shape), sample=variance.reshape(shape))
+            rows = x.numel() // variance.numel()
+            if len(axes.dims) != 2 or over != [0] or not 1 < variance.numel() <= COVARIANCE_CHANNELS:
+                return made
+            return replace(made, covariance=_shrunk(spread.reshape(rows, -1)), amplitude=of_rows(x.reshape(rows, -1)))
         # Within a sample, sites share `sample`: the mean covariance of two different sites.
         n = 1
         for i in sites:
@@ -138,6 +154,7 @@ class State:
         f = torch.as_tensor(factor, dtype=DTYPE)
         return replace(
             self,
+            covariance=None if self.covariance is None else self.covariance * f.reshape(-1, 1) * f.reshape(1, -1),
             mean=self.mean * f,
             constant=self.constant * f.square(),
             sample=self.sample * f.square(),
@@ -153,7 +170,13 @@ class State:
         mine, theirs = float(self.second_moment.mean()), float(other.second_moment.mean())
         share = mine / (mine + theirs) if mine + theirs > 0 else 0.5
         width = share**2 * self.width + (1 - share) ** 2 * other.width
-        return replace(self, **parts, width=width, latent=None, nodes=None)
+        covariance = self.covariance if other.exact else None
+        if self.covariance is not None and other.covariance is not None:
+            covariance = self.covariance + other.covariance
+        amplitude, gain = _shared(self.amplitude, other.amplitude, share), _shared(self.gain, other.gain, share)
+        return replace(
+            self, **parts, width=width, latent=None, nodes=None, covariance=covariance, amplitude=amplitude, gain=gain
+        )
 
     def moved(self) -> State:
         """The ensemble form: what the mean's map spreads over channels and sites becomes variance."""
@@ -190,6 +213,31 @@ class State:
             overall, constant + parts["constant"], parts["sample"], site + parts["site"], parts["residual"],
             error=0.5 * self.width**0.5,
         )  # fmt: skip
+
+
+def _shared(left: Tensor | None, right: Tensor | None, share: float) -> Tensor | None:
+    """What two summands do with the sample's amplitude, by their share of the energy."""
+    if left is None and right is None:
+        return None
+    like = left if left is not None else right
+    assert like is not None
+    neutral = torch.zeros_like(like)
+    return share * (neutral if left is None else left) + (1 - share) * (neutral if right is None else right)
+
+
+def _shrunk(deviations: Tensor) -> Tensor:
+    """Covariance of few rows of many channels, its off-diagonal shrunk by the part that sampling explains.
+
+    Reference: Schaefer and Strimmer, A Shrinkage Approach to Large-Scale Covariance Matrix Estimation (2005).
+    """
+    n = deviations.shape[0]
+    covariance = deviations.T @ deviations / n
+    noise = ((deviations.square().T @ deviations.square()) / n - covariance.square()) / max(n - 1, 1)
+    signal = covariance.square()
+    off = 1.0 - torch.eye(len(covariance), dtype=DTYPE)
+    total = float((signal * off).sum())
+    keep = max(0.0, 1.0 - float((noise * off).sum()) / total) if total > 0 else 0.0
+    return covariance * (keep * off + (1 - off))
 
 
 def state_shape(axes: Axes) -> tuple[int, ...]:
