@@ -1,0 +1,92 @@
+"""Known linear maps along dimensions: averages over windows, interpolation, padding, cumulative sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from tightrope.roles import Axes, Role
+from tightrope.rules.state import DTYPE, State
+
+MAP_LIMIT = 300_000
+"""Largest number of elements for which a law is resolved over sites."""
+
+
+def window_average(inputs: int, windows: Sequence[range], edge: int | None = None, padding: int = 0) -> Tensor:
+    """The matrix (result, input) that averages over windows.
+
+    Args:
+        inputs: length of the input.
+        windows: what each result reads; positions outside hold zeros.
+        edge: where the padded input ends, if padding counts in the average; None if it does not.
+        padding: how far the padded input reaches in front.
+    """
+    matrix = torch.zeros(len(windows), inputs, dtype=DTYPE)
+    for row, window in enumerate(windows):
+        inside = [i for i in window if 0 <= i < inputs]
+        count = len(inside) if edge is None else len([i for i in window if -padding <= i < edge])
+        matrix[row, inside] = 1.0 / max(count, 1)
+    return matrix
+
+
+def mixed(x: State, matrices: Mapping[int, Tensor], axes: Axes) -> State:
+    """The law of a separable linear map along dimensions.
+
+    What varies independently along a dimension goes through the squares of the matrix, what is shared along it
+    through the squares of its row sums.
+
+    Args:
+        x: law of the input.
+        matrices: (result, input) by dimension.
+        axes: axes of the result.
+    """
+    independent = {
+        "mean": frozenset[int](),
+        "constant": _dims(x, matrices, Role.CHANNEL),
+        "sample": _dims(x, matrices, Role.CHANNEL),
+        "site": _dims(x, matrices, Role.CHANNEL, Role.SITE),
+        "residual": _dims(x, matrices, Role.CHANNEL, Role.SITE),
+    }
+    fields = dict(zip(("mean", "constant", "sample", "site", "residual"), x.fields, strict=True))
+    size = math.prod(axes.shape) // max(axes.count(Role.SAMPLE), 1)
+    for dim, matrix in matrices.items():
+        resolved = size <= MAP_LIMIT or any(f.shape[dim] > 1 for f in fields.values())
+        even = bool((matrix.sum(1) - matrix.sum()).abs().max() < 1e-12) if matrix.shape[0] == 1 else _even(matrix)
+        for name, field in fields.items():
+            fields[name] = _along(field, dim, matrix, name, dim in independent[name], resolved and not even)
+    return State(axes, **fields, width=x.width)
+
+
+def _dims(x: State, matrices: Mapping[int, Tensor], *roles: Role) -> frozenset[int]:
+    return frozenset(d for d in matrices if x.axes.role(d) in roles)
+
+
+def _even(matrix: Tensor) -> bool:
+    """Whether all results have the same row sum and the same sum of squares."""
+    sums, squares = matrix.sum(1), matrix.square().sum(1)
+    return bool((sums - sums[0]).abs().max() < 1e-12 and (squares - squares[0]).abs().max() < 1e-12)
+
+
+def _along(field: Tensor, dim: int, matrix: Tensor, name: str, independent: bool, resolve: bool) -> Tensor:
+    """One field through one dimension's matrix."""
+    if field.shape[dim] > 1:
+        moved = torch.movedim(field, dim, -1)
+        if name == "mean":
+            made = moved @ matrix.T
+        elif independent:
+            made = moved @ matrix.square().T
+        else:
+            made = (moved.clamp(min=0).sqrt() @ matrix.T).square()
+        return torch.movedim(made, -1, dim)
+    sums = matrix.sum(1)
+    if name != "mean":
+        sums = matrix.square().sum(1) if independent else sums.square()
+    if not resolve:
+        sums = sums.mean(0, keepdim=True)
+    return field * sums.reshape([-1 if d == dim else 1 for d in range(field.ndim)])
+
+
+__all__ = ["mixed", "window_average"]
