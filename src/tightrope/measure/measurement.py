@@ -149,6 +149,14 @@ class Meter:
         self._read.add(number)
         return axes
 
+    def on_collect(self, kept: set[int]) -> None:
+        """The recorder has forgotten all values but these."""
+        for known in (self.laws, self.units, self.axes, self.losses, self.features, self.rows, self.gradients):
+            for number in [number for number in known if number not in kept]:
+                del known[number]
+        self._read &= kept
+        self._data &= kept
+
     def on_backward(self, tape: Tape) -> None:
         self.gradients = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,9 +54,28 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 class ModuleStack:
-    """Follows the modules' calls with torch's global hooks; gives paths and names."""
+    """Follows the modules' calls with torch's global hooks; gives paths and names.
 
-    def __init__(self, roots: dict[str, nn.Module] | None = None) -> None:
+    Args:
+        roots: modules that are called at top level, by name.
+        guard: context in which the hooks do their work.
+        on_root: is told the positional arguments of a top-level call.
+
+    Attributes:
+        on_idle: told True when a top-level call begins while autograd is off, and False when it has ended; such
+            calls are then not followed. None to follow them.
+    """
+
+    def __init__(
+        self,
+        roots: dict[str, nn.Module] | None = None,
+        *,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_root: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.guard, self.on_root = guard, on_root
+        self.on_idle: Callable[[bool], None] | None = None
+        self._idle: nn.Module | None = None
         self.paths: dict[nn.Module, str] = {}
         self.parameters: dict[int, str] = {}
         self.buffers: dict[int, str] = {}
@@ -69,9 +88,9 @@ class ModuleStack:
             self.add_root(root, name)
 
     def add_root(self, root: nn.Module, prefix: str | None = None) -> None:
-        """Name everything below a module that no known module contains."""
+        """Name everything below a module that no known module contains; it has no prefix when it is the only model."""
         if prefix is None:
-            prefix = "" if not self.roots else _variable(root) or type(root).__name__
+            prefix = "" if self._only_model(root) else self._unused(variable(root) or type(root).__name__)
         self.roots.append(root)
         inner = unwrap(root)
         self.paths.setdefault(root, prefix)
@@ -81,6 +100,14 @@ class ModuleStack:
             self.parameters.setdefault(id(parameter), ".".join(filter(None, (prefix, path))))
         for path, buffer in inner.named_buffers(remove_duplicate=True):
             self.buffers.setdefault(id(buffer), ".".join(filter(None, (prefix, path))))
+
+    def _only_model(self, root: nn.Module) -> bool:
+        others = [module for module in {*self.roots, *outermost()} if unwrap(module) is not unwrap(root)]
+        return has_parameters(root) and not any(map(has_parameters, others))
+
+    def _unused(self, name: str) -> str:
+        taken = {self.paths[root] for root in self.roots}
+        return next(n for n in (name, *(f"{name}{i}" for i in range(2, len(taken) + 3))) if n not in taken)
 
     def __enter__(self) -> ModuleStack:
         self._handles = [
@@ -106,33 +133,62 @@ class ModuleStack:
         return self.stack[-1].training if self.stack else True
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        if self.paused:
+        if self.paused or self._idle is not None:
             return
+        with self.guard():
+            if self.on_idle is not None and not self.stack and not torch.is_grad_enabled():
+                self._idle = module
+                self.on_idle(True)
+                return
+            self._follow(module, args)
+
+    def _follow(self, module: nn.Module, args: Any) -> None:
         if module not in self.paths:
+            owner = next((o for o in outermost() if module in o.modules()), None)
             if self.stack:  # built or attached after its root was named
                 self.paths[module] = ".".join(filter(None, (self.path, type(module).__name__)))
             else:
-                self.add_root(module)
+                self.add_root(owner if owner is not None and has_parameters(module) else module)
+        if not self.stack and self.on_root is not None:
+            self.on_root(args)
         self.stack.append(module)
         path = self.paths[module]
         if path not in self.info or type(module).__name__ not in ("OptimizedModule", "DistributedDataParallel"):
             self.info[path] = ModuleInfo(type(module).__name__, built(module), module.training)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._idle is not None:
+            if module is self._idle and self.on_idle is not None:
+                self._idle = None
+                self.on_idle(False)
+            return
         if self.paused or module not in self.stack:
             return
         while self.stack.pop() is not module:
             pass
 
 
-def _variable(module: nn.Module) -> str | None:
-    """The name under which the calling code knows a module."""
+def outermost() -> list[nn.Module]:
+    """The modules whose construction was remembered and that no other of them contains."""
+    known = list(_built)
+    inner = {child for module in known for child in module._modules.values()}
+    return [module for module in known if module not in inner]
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Whether a module has something to train."""
+    return next(module.parameters(), None) is not None
+
+
+def variable(wanted: object) -> str | None:
+    """The name under which the calling code knows an object."""
     frame = sys._getframe(1)
     while frame is not None:
-        for scope in (frame.f_locals, frame.f_globals):
-            for name, value in list(scope.items()):
-                if value is module and name not in ("self", "module", "root", "inner"):
-                    return name
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("tightrope", "torch"):
+            for scope in (frame.f_locals, frame.f_globals):
+                for name, value in list(scope.items()):
+                    if value is wanted and name != "self":
+                        return name
         if frame.f_back is None:
             return None
         frame = frame.f_back

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tightrope.tape.modules import ModuleStack
+from tightrope.tape import stack
+from tightrope.tape.modules import ModuleStack, variable
 from tightrope.tape.source import locate
 from tightrope.tape.tape import Entry, Kind, Ref, Tape, Value
 
@@ -30,6 +31,10 @@ COMPOSITES = frozenset(
 
 KEEP_CONTENT = 1 << 24
 """Largest number of elements of a known tensor (mask, index) that the tape keeps a reference to."""
+
+COLLECT_ENTRIES = 10_000
+COLLECT_BYTES = 1 << 28
+"""After so many new entries, or so much data held, the tape forgets what no living tensor depends on."""
 
 _SPECIAL = {
     "__radd__": "add", "__rsub__": "rsub", "__rmul__": "mul", "__rtruediv__": "rdiv", "__rdiv__": "rdiv",
@@ -103,6 +108,9 @@ class Recorder(TorchFunctionMode):
         observer: is told of every tensor and gradient; None to record structure alone.
         roots: models by name, so that their parameters have paths before they are called.
         on_backward: called with the pass's tape when a backward pass has ended, before anything is updated.
+        on_failure: is told of an exception in the observation itself, after which the recorder lets every call
+            pass; when None such an exception is raised.
+        skip_without_grad: leave out what a top-level module computes while autograd is off (evaluation).
     """
 
     def __init__(
@@ -111,28 +119,74 @@ class Recorder(TorchFunctionMode):
         *,
         roots: dict[str, torch.nn.Module] | None = None,
         on_backward: Callable[[Tape], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
+        skip_without_grad: bool = False,
     ) -> None:
         super().__init__()
         self.observer = observer
-        self.modules = ModuleStack(roots)
+        self.modules = ModuleStack(roots, guard=self._guarded, on_root=self._on_root)
+        if skip_without_grad:
+            self.modules.on_idle = lambda idle: self.suspend() if idle else self.resume()
         self.on_backward = on_backward
+        self.on_failure = on_failure
+        self.failed = False
         self.tape = Tape(modules=self.modules.info)
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._hooks: list[Any] = []
         self._hooked: set[int] = set()
+        self.failed: str | None = None
+        self._next = self._count = 0
+        self._held = 0
+        self._collect_at = COLLECT_ENTRIES
 
     def __enter__(self) -> Recorder:
         self.modules.__enter__()
-        super().__enter__()  # type: ignore[no-untyped-call]
+        self.resume()
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)  # type: ignore[no-untyped-call]
+        self.suspend()
         self.modules.__exit__(*exc)
         for handle in self._hooks:
             handle.remove()
         self._hooks.clear()
         self.tape.complete = not exc or exc[0] is None
+
+    def suspend(self) -> None:
+        """Stop seeing calls until `resume`; nothing of the recorder is left in their way."""
+        stack.remove(self)
+
+    def resume(self) -> None:
+        """See calls again."""
+        if not stack.holds(self):
+            stack.insert(self)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """An exception in here is the observation's own: it must not reach the step that is observed."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_failure is None:
+                raise
+            if not self.failed:
+                self.failed = True
+                self.on_failure(error)
+
+    def _on_root(self, args: Any) -> None:
+        """A module is called at top level: its first tensor tells the length of the batch."""
+        first = next((t for t in tree_flatten(args)[0] if isinstance(t, torch.Tensor) and t.ndim > 0), None)
+        if first is not None and self.tape.samples is None:
+            self.tape.samples = first.shape[0]
+
+    def where(self) -> str:
+        """How far the step came: the call that failed, else the last one that was made."""
+        if self.failed is not None:
+            return self.failed
+        if not self.tape.entries:
+            return "before the first call"
+        last = self.tape.entries[-1]
+        return f"after {last.op} of {last.module or 'the model'} ({last.location})"
 
     # -- the handler -----------------------------------------------------------------------------
 
@@ -140,11 +194,13 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.failed:
+            return function(*args, **kwargs)
         if function in COMPOSITES:
             with _entered(self):
                 return function(*args, **kwargs)
         name = op_name(function)
-        if name in ("backward", "grad") and function in _BACKWARD:
+        if name in ("backward", "grad") and getattr(function, "__wrapped__", function) in _BACKWARD:
             return self._backward(function, args, kwargs)
         return self._call(function, name, args, kwargs)
 
@@ -156,15 +212,23 @@ class Recorder(TorchFunctionMode):
         if name in _IGNORED or not self._relevant(args, kwargs):
             return self._run(function, name, args, kwargs)
         # Inputs are named before the call, because the call may overwrite them.
-        arguments = tree_map(lambda x: Ref(self._value(x)) if isinstance(x, torch.Tensor) else x, (args, kwargs))
-        inplace = is_inplace(function, args, kwargs)
+        arguments: Any = None
+        with self._guarded():
+            arguments = tree_map(lambda x: Ref(self._value(x)) if isinstance(x, torch.Tensor) else x, (args, kwargs))
         result = self._run(function, name, args, kwargs)
-        produced = args[0] if name == "setitem" else result
-        tensors = [t for t in tree_flatten(produced)[0] if isinstance(t, torch.Tensor)]
-        if tensors:
-            self._append(function, name, arguments, tensors, inplace)
-            self._tell(args, kwargs)
+        with self._guarded():
+            self._made(function, name, args, kwargs, arguments, result)
         return result
+
+    def _made(self, function: Any, name: str, args: Any, kwargs: dict[str, Any], arguments: Any, result: Any) -> None:
+        """A call has returned: write it down."""
+        tensors = [t for t in tree_flatten(args[0] if name == "setitem" else result)[0] if isinstance(t, torch.Tensor)]
+        if arguments is None or not tensors:
+            return
+        self._append(function, name, arguments, tensors, is_inplace(function, args, kwargs))
+        self._tell(args, kwargs)
+        if len(self.tape.entries) >= self._collect_at or self._held >= COLLECT_BYTES:
+            self.collect()
 
     def _tell(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Show the call's own tensors to an observer that asks for them."""
@@ -184,13 +248,13 @@ class Recorder(TorchFunctionMode):
     def _append(self, function: Any, name: str, arguments: Any, tensors: list[torch.Tensor], inplace: bool) -> None:
         args, kwargs = arguments
         refs = tuple(x.id for x in tree_flatten(arguments)[0] if isinstance(x, Ref))
-        index = len(self.tape.entries)
+        index = self._number()
         fixed = name not in RANDOM and all(self._is_fixed(self.tape.values[i], inplace) for i in refs)
         kind = Kind.KNOWN if fixed else Kind.RESULT
         values = [self._new(t, kind, producer=index) for t in tensors]
         entry = Entry(
             index, name, function, args, kwargs, refs, tuple(v.id for v in values), self.modules.path,
-            locate(sys._getframe(3)), inplace, self.modules.training, torch.is_grad_enabled(),
+            locate(sys._getframe(4)), inplace, self.modules.training, torch.is_grad_enabled(),
         )  # fmt: skip
         self.tape.entries.append(entry)
         for value, tensor in zip(values, tensors, strict=True):
@@ -206,14 +270,37 @@ class Recorder(TorchFunctionMode):
 
     def _write_through(self, base: torch.Tensor, view: Entry) -> None:
         """A view was overwritten, so the tensor behind it has a new value too."""
-        old, written = self._value(base), view.outputs[0]
-        new = self._new(base, self.tape.values[written].kind, producer=view.index + 1)
+        old, written, index = self._value(base), view.outputs[0], self._number()
+        new = self._new(base, self.tape.values[written].kind, producer=index)
         entry = Entry(
-            view.index + 1, "write_through", torch.Tensor.copy_, (Ref(old), Ref(written)), {}, (old, written),
+            index, "write_through", torch.Tensor.copy_, (Ref(old), Ref(written)), {}, (old, written),
             (new.id,), view.module, view.location, True, view.training, view.grad,
         )  # fmt: skip
         self.tape.entries.append(entry)
         self._observe(new, base, entry)
+
+    def _number(self) -> int:
+        """The index of the next entry; `collect` leaves gaps."""
+        self._next += 1
+        return self._next - 1
+
+    def collect(self) -> None:
+        """Forget what no living tensor depends on, so that a long way to the first backward pass stays small."""
+        self._known = {key: held for key, held in self._known.items() if held[0]() is not None}
+        self._hooked &= self._known.keys()
+        kept = self.tape.ancestors(*(number for _, number in self._known.values()))
+        entries = [entry for entry in self.tape.entries if kept.intersection(entry.outputs)]
+        kept.update(number for entry in entries for number in entry.outputs)
+        self.tape.entries[:] = entries
+        for number in [number for number in self.tape.values if number not in kept]:
+            del self.tape.values[number]
+        self._hooks = [handle for handle in self._hooks if handle.hooks_dict_ref() is not None]
+        self._collect_at, self._held = COLLECT_ENTRIES + 2 * len(entries), 0
+        if not entries:
+            self.tape.samples = None
+        on_collect = getattr(self.observer, "on_collect", None)
+        if on_collect is not None:
+            on_collect(kept)
 
     # -- values ----------------------------------------------------------------------------------
 
@@ -224,7 +311,8 @@ class Recorder(TorchFunctionMode):
             return held[1]
         samples = self.tape.samples
         if tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)):
-            name: str | None = self.modules.parameters.get(id(tensor)) or f"parameter {len(self.tape.values)}"
+            name: str | None = self.modules.parameters.get(id(tensor)) or variable(tensor)
+            name = name or f"parameter {self._count}"
             kind = Kind.PARAMETER
         elif id(tensor) in self.modules.buffers:
             name, kind = self.modules.buffers[id(tensor)], Kind.BUFFER
@@ -239,9 +327,11 @@ class Recorder(TorchFunctionMode):
         return value.id
 
     def _new(self, tensor: torch.Tensor, kind: Kind, *, name: str | None = None, producer: int | None = None) -> Value:
-        number = len(self.tape.values)
+        number, self._count = self._count, self._count + 1
         keep = kind is not Kind.RESULT and (kind is not Kind.KNOWN or tensor.numel() <= KEEP_CONTENT)
         content = self._content(tensor) if keep else None
+        if content is not None and kind is not Kind.PARAMETER:
+            self._held += content.nbytes
         value = Value(number, tuple(tensor.shape), tensor.dtype, kind, name, content, producer)
         self.tape.values[number] = value
         self._known[id(tensor)] = (weakref.ref(tensor), number)
@@ -265,7 +355,7 @@ class Recorder(TorchFunctionMode):
             self._hooked.add(id(tensor))
 
         def on_gradient(gradient: torch.Tensor) -> None:
-            with torch.no_grad():
+            with torch.no_grad(), self._guarded():
                 observer.on_gradient(value, gradient.detach())
 
         self._hooks.append(tensor.register_hook(on_gradient))
@@ -273,19 +363,29 @@ class Recorder(TorchFunctionMode):
     # -- backward --------------------------------------------------------------------------------
 
     def _backward(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves = tree_flatten((args, kwargs))[0]
-        losses = [self._known[id(t)][1] for t in leaves if isinstance(t, torch.Tensor) and id(t) in self._known]
-        tape = self.tape.of(losses[0]) if losses and not kwargs.get("create_graph", False) else None
-        if tape is not None and self.observer is not None:
-            self.observer.on_backward(tape)
+        tape: Tape | None = None
+        with self._guarded():
+            tape = self._pass(args, kwargs)
         self.modules.paused = True
         try:
             result = self._run(function, "backward", args, kwargs)
         finally:
             self.modules.paused = False
         if tape is not None and self.on_backward is not None:
-            self.on_backward(tape)
+            with self._guarded():
+                self.on_backward(tape)
         return result
+
+    def _pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tape | None:
+        """The tape of a backward pass that is about to start; None for one that is itself part of a loss."""
+        leaves = tree_flatten((args, kwargs))[0]
+        losses = [self._known[id(t)][1] for t in leaves if isinstance(t, torch.Tensor) and id(t) in self._known]
+        if not losses or kwargs.get("create_graph", False):
+            return None
+        tape = self.tape.of(losses[0])
+        if self.observer is not None:
+            self.observer.on_backward(tape)
+        return tape
 
 
 _BACKWARD = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad)

@@ -141,9 +141,9 @@ class Tape:
                 found.setdefault(number, []).append(entry)
         return found
 
-    def ancestors(self, target: int) -> set[int]:
-        """Ids of all values that `target` depends on, itself included."""
-        wanted = {target}
+    def ancestors(self, *targets: int) -> set[int]:
+        """Ids of all values that the targets depend on, themselves included."""
+        wanted = set(targets)
         for entry in reversed(self.entries):
             if wanted.intersection(entry.outputs):
                 wanted.update(entry.inputs)
