@@ -11,12 +11,12 @@ import tightrope
 ROOT = Path(tightrope.__file__).parent
 LAYERS = (
     ("errors", "law", "roles", "version"),
-    ("tape",),
+    ("nn", "tape"),
     ("rules",),
     ("predict",),
     ("measure",),
     ("compare",),
-    ("finding", "study", "subject"),
+    ("finding", "inputs", "study", "subject"),
     ("step",),
     ("checks",),
     ("remedies",),
@@ -34,7 +34,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 def modules() -> Iterator[tuple[str, Path]]:
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[0] not in ("__init__", "demo"):
+        if parts[0] not in ("__init__", "__main__", "demo"):
             yield parts[0], path
 
 
@@ -85,7 +85,8 @@ def test_no_cycle_between_modules_at_import_time() -> None:
         if name in done or name not in graph:
             return
         for target in graph[name]:
-            visit(target, (*way, name))
+            if not name.startswith(f"{target}."):  # a package is open while its own modules load
+                visit(target, (*way, name))
         done.add(name)
 
     for name in graph:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tightrope.inputs import arguments
 from tightrope.measure.measurement import Measurement, Meter
 from tightrope.predict import forecast
 from tightrope.report.model import Report, make_report
-from tightrope.step import bind, record
+from tightrope.step import record
 from tightrope.study import Models, Optimizers, Study
 from tightrope.subject import first_batch, split
 from tightrope.tape.recorder import Recorder
@@ -50,10 +51,10 @@ def study(
 ) -> Study:
     """Record one step and study it; the arguments are those of `check`."""
     inputs, with_target = split(first_batch(data), loss)
+    args, kwargs = arguments(model, inputs, finite=False)  # a batch that is not finite is a finding
     meter = Meter()
     found: list[Measurement] = []
     recorder = Recorder(meter, roots={"": model}, on_backward=lambda tape: found.append(meter.measurement(tape)))
-    args, kwargs = bind(inputs)
     record(model, args, kwargs, with_target, recorder)
     optimizers = Optimizers((optimizer,) if optimizer is not None else ())
     return Study.of(forecast(found[-1].tape), found[-1], models=Models({"": model}), optimizers=optimizers)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.errors import InputError, RecordError, TightropeError
+from tightrope.inputs import arguments
 from tightrope.measure.measurement import Measurement, Meter
 from tightrope.predict import Forecast, default_projection, forecast
 from tightrope.tape.recorder import Recorder
@@ -37,6 +38,7 @@ def predict(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Forec
             projection of the output.
 
     Raises:
+        InputError: the model, the batch or the loss is no such thing.
         RecordError: the model could not be run on shapes.
     """
     content: dict[int, Tensor] = {}
@@ -48,7 +50,7 @@ def predict(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Forec
         content[id(meta)] = x
         return meta
 
-    args, kwargs = tree_map(abstract, bind(inputs))
+    args, kwargs = tree_map(abstract, arguments(model, inputs))
     tapes: list[Tape] = []
     tracer = Tracer(content=content, roots={"": model}, on_backward=tapes.append)
     record(model, args, kwargs, loss, tracer)
@@ -62,23 +64,15 @@ def measure(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Measu
         model, inputs, loss: as for `predict`, with real parameters and inputs.
 
     Raises:
+        InputError: the model, the batch or the loss is no such thing.
         RecordError: the model raised, or its loss has no gradient.
     """
     meter = Meter()
     found: list[Measurement] = []
-    args, kwargs = bind(inputs)
+    args, kwargs = arguments(model, inputs)
     recorder = Recorder(meter, roots={"": model}, on_backward=lambda tape: found.append(meter.measurement(tape)))
     record(model, args, kwargs, loss, recorder)
     return found[-1]
-
-
-def bind(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model's call."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields"):
-        return tuple(inputs), {}
-    return (inputs,), {}
 
 
 def scalar(output: Any, loss: Loss | None) -> Tensor:
@@ -110,11 +104,9 @@ def record(model: nn.Module, args: Any, kwargs: Any, loss: Loss | None, recorder
     """Run one step, forward and backward, inside a recorder; everything is left as it was found.
 
     Raises:
-        InputError: the model or the loss is no such thing.
+        InputError: the loss is no number.
         RecordError: the model raised, or its loss has no gradient.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError("record a step", f"{type(model).__name__} is no torch.nn.Module", "Pass the model itself")
     with preserved(model), torch.enable_grad(), force_eager():
         try:
             with recorder:
@@ -136,9 +128,8 @@ def record(model: nn.Module, args: Any, kwargs: Any, loss: Loss | None, recorder
         except TightropeError:
             raise
         except Exception as error:
-            last = recorder.tape.entries[-1] if recorder.tape.entries else None
-            where = f" after {last.op} in {last.module or 'the model'} ({last.location})" if last else ""
-            what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{where}"
+            message = str(error).splitlines()[0].rstrip(".") if str(error) else ""
+            what = f"{type(error).__name__}: {message}, {recorder.where()}"
             raise RecordError("run the step", what, "See the exception above for the model's own traceback") from error
 
 

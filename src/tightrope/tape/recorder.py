@@ -134,7 +134,7 @@ class Recorder(TorchFunctionMode):
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._hooks: list[Any] = []
         self._hooked: set[int] = set()
-        self.failed: str | None = None
+        self.raised: str | None = None
         self._next = self._count = 0
         self._held = 0
         self._collect_at = COLLECT_ENTRIES
@@ -181,8 +181,8 @@ class Recorder(TorchFunctionMode):
 
     def where(self) -> str:
         """How far the step came: the call that failed, else the last one that was made."""
-        if self.failed is not None:
-            return self.failed
+        if self.raised is not None:
+            return self.raised
         if not self.tape.entries:
             return "before the first call"
         last = self.tape.entries[-1]
@@ -215,7 +215,11 @@ class Recorder(TorchFunctionMode):
         arguments: Any = None
         with self._guarded():
             arguments = tree_map(lambda x: Ref(self._value(x)) if isinstance(x, torch.Tensor) else x, (args, kwargs))
-        result = self._run(function, name, args, kwargs)
+        try:
+            result = self._run(function, name, args, kwargs)
+        except Exception:
+            self.raised = f"in {name} of {self.modules.path or 'the model'} ({locate(sys._getframe(2))})"
+            raise
         with self._guarded():
             self._made(function, name, args, kwargs, arguments, result)
         return result
