@@ -68,9 +68,9 @@ def render(report: Report) -> str:
     pictures = [picture.draw(wire, told, simulated, narrow=narrow) for narrow in (False, True)] if wire.points else []
     return _environment().get_template("report.html").render(
         report=report, wire=wire, pictures=pictures, verdict=story.verdict(report, wire),
-        agreement=story.agreement(wire), cards=[_card(group, wire) for group in told],
+        tally=story.tally(report), agreement=story.agreement(wire), cards=[_card(group, wire) for group in told],
         lines=_lines(report, told), components=COMPONENTS, data=_data(wire),
-        style=_asset("report.css"), script=_asset("report.js"), most=max(len(report.laws), 1),
+        style=_asset("report.css"), script=_asset("report.js"),
     )  # fmt: skip
 
 
@@ -91,7 +91,8 @@ def _environment() -> Environment:
         "value": lambda value, error: story.pretty(story.with_error(value, error)),
         "sentence": story.sentence,
         "file": lambda location: Path(location.rpartition(":")[0]).name + ":" + location.rpartition(":")[2],
-        "span": lambda law: law.std * law.error,
+        "short": lambda value: f"{value:.4g}",
+        "score": lambda z: story.pretty(f"{z:+.1f}" if abs(z) < 1000 else story.number(z)),
         "dimensions": lambda shape: " × ".join(str(size) for size in shape),
     }
     environment.globals |= {"safety": {key.value: text for key, text in story.SAFETY.items()}}
@@ -114,7 +115,7 @@ def _card(group: story.Group, wire: Wire) -> Card:
     behind = [point.row for point in wire.points if point.index >= group.finding.index >= 0]
     return Card(
         group, tuple((item, gauge(item)) for item in group.finding.evidence),
-        Markup(pages.inline(pages.law(check))) if check else Markup(""),
+        Markup(pages.inline(story.sentence(pages.law(check)))) if check else Markup(""),
         tuple((name, Markup(text)) for name, text in pages.sections(check)) if check else (),
         source(group.finding), behind[0] if behind else None,
     )  # fmt: skip

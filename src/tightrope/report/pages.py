@@ -15,6 +15,7 @@ STAGES = {
     "run": "over several training steps",
 }
 _CODE = re.compile(r"`([^`]+)`")
+_POWER = re.compile(r"\^(-?\w+|\([^()]*\))")
 
 
 def terminal(check: Check, *, width: int = 100) -> str:
@@ -45,12 +46,19 @@ def sections(check: Check) -> list[tuple[str, str]]:
 
 def law(check: Check) -> str:
     """The law of a check in one statement: the first sentence of its section."""
-    return re.split(r"(?<=[^.\s])\.(?=\s+[A-Z])", check.page["Law"])[0].rstrip(".")
+    first = re.split(r"(?<=[^.\s])\.(?=\s+[A-Z])", check.page["Law"])[0].rstrip(".")
+    return first[:1].upper() + first[1:]
 
 
 def inline(text: str) -> str:
-    """Text as HTML: escaped, `code` set as code."""
-    return _CODE.sub(r"<code>\1</code>", html.escape(text, quote=True))
+    """Text as HTML: escaped, `code` set as code, powers raised."""
+    parts = _CODE.split(html.escape(text, quote=True))
+    return "".join(f"<code>{part}</code>" if n % 2 else _POWER.sub(_raised, part) for n, part in enumerate(parts))
+
+
+def _raised(power: re.Match[str]) -> str:
+    inner = power[1]
+    return f"<sup>{inner[1:-1] if inner.startswith('(') else inner}</sup>"
 
 
 def catalogue(checks: Iterable[Check], *, width: int = 100) -> str:

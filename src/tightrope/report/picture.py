@@ -129,7 +129,7 @@ def draw(wire: Wire, told: Sequence[Group], simulated: frozenset[int], *, narrow
         simulated: rows whose prediction was simulated.
         narrow: draw for a phone.
     """
-    width, left, right = (400.0, 40.0, 8.0) if narrow else (1120.0, 56.0, 12.0)
+    width, left, right = (400.0, 56.0, 6.0) if narrow else (1120.0, 68.0, 10.0)
     heights = (190.0, 150.0) if narrow else (250.0, 200.0)
     margin = max(0.6, 0.015 * len(wire.points))
     levels = max((block.level for block in wire.blocks), default=0) + 1
@@ -140,7 +140,7 @@ def draw(wire: Wire, told: Sequence[Group], simulated: frozenset[int], *, narrow
     )  # fmt: skip
     above = _pennants(wire, told, picture, "signal")
     below = _pennants(wire, told, picture, "gradient")
-    top = 14 + LANE * (1 + max((p.y for p in above), default=-1))
+    top = 6 + LANE * (1 + max((p.y for p in above), default=-1))
     scale = Scale.over([r for p in wire.points for r in (p.predicted, p.measured)], heights[0])
     signal = _panel("signal", wire.points, simulated, top, scale)
     strip = top + heights[0] + 6
@@ -148,9 +148,9 @@ def draw(wire: Wire, told: Sequence[Group], simulated: frozenset[int], *, narrow
     back = Scale.over([r for p in wire.points for r in (p.gradient_predicted, p.gradient_measured)], heights[1], down=True)
     gradient = _panel("gradient", wire.points, simulated, under, back)
     end = under + heights[1]
-    height = end + 14 + LANE * (1 + max((p.y for p in below), default=-1))
-    flags = [replace(p, y=top - 8 - LANE * (p.y + 1), tip=top + _at(wire, p, scale, False)) for p in above]
-    flags += [replace(p, y=end + 8 + LANE * p.y, tip=under + _at(wire, p, back, True)) for p in below]
+    height = end + 8 + LANE * (1 + max((p.y for p in below), default=-1))
+    flags = [replace(p, y=top - 14 - LANE * p.y, tip=top + _at(wire, p, scale, False)) for p in above]
+    flags += [replace(p, y=end + 14 + LANE * p.y, tip=under + _at(wire, p, back, True)) for p in below]
     return replace(
         picture, height=height, strip=strip, signal=signal, gradient=gradient, pennants=tuple(flags),
         brackets=tuple(_bracket(block) for block in wire.blocks), labels=tuple(_labels(wire.blocks, picture)),

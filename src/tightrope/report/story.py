@@ -75,14 +75,14 @@ def pretty(text: str) -> str:
 
 
 def with_error(value: float, error: float | None) -> str:
-    """`value ± error`, the error with two digits, the value as far as the error allows."""
-    if error is None or not math.isfinite(error) or not math.isfinite(value) or error <= 0:
+    """`value ± error`: the error with one digit (two after a leading 1), the value as far as the error reaches."""
+    if error is None or not math.isfinite(error) or not math.isfinite(value) or error <= 1e-5 * abs(value):
         return number(value)
-    if not 1e-3 <= abs(value) < 1e5 or not 1e-4 <= error < 1e5:
+    if not 1e-3 <= abs(value) < 1e5 or error < 1e-5:
         return f"{number(value)} ± {error:.1e}"
-    places = max(0, min(1 - math.floor(math.log10(error)), 2 - math.floor(math.log10(abs(value)))))
-    shown = round(error, places)
-    return f"{value:.{places}f} ± {shown:.{places}f}" if shown else f"{number(value)} ± {error:.1e}"
+    leading = math.floor(math.log10(error))
+    places = max(0, -leading + (error < 2 * 10.0**leading))
+    return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 def evidence_text(item: Evidence) -> str:
@@ -124,16 +124,21 @@ def join(parts: Sequence[str]) -> str:
 
 
 def verdict(report: Report, wire: Wire) -> str:
-    """The verdict in one sentence."""
+    """The verdict in one sentence: the first cause and its number, or the course of a healthy step."""
     told = groups(report.findings)
     if not told:
         return f"No finding: {_course(wire)}."
     worst = told[0].finding
     place = f" in {told[0].places}" if worst.module else ""
+    return f"{worst.check}{place}: {sentence(worst.summary)}"
+
+
+def tally(report: Report) -> str:
+    """How many causes of each severity were found, and how many echoes; "" when nothing was."""
+    told = groups(report.findings)
     echoes = sum(len(group.echoes) for group in told)
     follow = f", with {echoes} {'echo' if echoes == 1 else 'echoes'}" if echoes else ""
-    found = count(group.finding.severity for group in told)
-    return f"{found}{follow}; first {worst.check}{place}: {sentence(worst.summary)}"
+    return f"{count(group.finding.severity for group in told)}{follow}" if told else ""
 
 
 def sentence(text: str) -> str:
@@ -150,11 +155,11 @@ def agreement(wire: Wire) -> str:
 
 def _course(wire: Wire) -> str:
     parts = []
-    for name, trend in (("the signal", wire.signal.trend), ("the gradient", wire.gradient.trend)):
+    for name, trend in (("signal", wire.signal.trend), ("gradient", wire.gradient.trend)):
         factor = trend.measured if trend.measured is not None else trend.predicted
         if factor is not None:
-            parts.append(f"{name} keeps × {number(factor)} a layer")
-    course = f"{join(parts)} over {wire.layers} layers" if parts else f"{len(wire.points)} tensors were looked at"
+            parts.append(f"{name} × {number(factor)}")
+    course = f"{join(parts)} a layer over {wire.layers} layers" if parts else f"{len(wire.points)} tensors looked at"
     met = agreement(wire)
     return f"{course}; {met}" if met else course
 

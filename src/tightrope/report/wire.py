@@ -219,7 +219,7 @@ def _steps(path: str) -> list[str]:
 
 
 def _blocks(modules: Sequence[str]) -> tuple[Block, ...]:
-    """Runs of points with a common module path, at up to three levels that tell points apart."""
+    """Runs of points with a common module path, at up to two levels that tell points apart."""
     paths = [_steps(module) for module in modules]
     blocks: list[Block] = []
     deepest: list[Block] = []
@@ -232,8 +232,9 @@ def _blocks(modules: Sequence[str]) -> tuple[Block, ...]:
                 if len(paths[start]) >= depth:
                     runs.append(Block(".".join(paths[start][:depth]), start, n - 1, level))
                 start = n
-        telling = len(runs) > 1 and any(run.last > run.first for run in runs)
-        if telling and level < 3:
+        longest = max((run.last - run.first + 1 for run in runs), default=0)
+        telling = 1 < longest < 0.8 * len(paths)
+        if telling and level < 2:
             blocks += runs
             level += 1
         if runs:
