@@ -15,6 +15,9 @@ from tightrope.measure.measurement import Measurement
 from tightrope.predict import Forecast
 from tightrope.tape.tape import Tape
 
+RULE_ERROR = 0.01
+"""Standard error of ln(std) that the rules leave by their approximations; `benchmarks/accuracy.py` prints it."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -104,10 +107,13 @@ def compare(forecast: Forecast, measurement: Measurement) -> Comparison:
 
 
 def z_score(predicted: Law | None, measured: Law | None) -> float | None:
-    """ln(measured / predicted std) in units of its standard error; None when one is missing or zero."""
+    """ln(measured / predicted std) in units of its standard error; None when one is missing or zero.
+
+    The standard error joins the band, the sampling error and the accuracy of the rules themselves.
+    """
     if predicted is None or measured is None or predicted.std <= 0 or measured.std <= 0:
         return None
-    error = math.hypot(predicted.error, measured.error)
+    error = math.hypot(predicted.error, measured.error, RULE_ERROR)
     distance = math.log(measured.std / predicted.std)
     return distance / error if error > 0 and math.isfinite(distance) else None
 
