@@ -44,6 +44,7 @@ class Standardize(nn.Module):
 
     count: Tensor
     mean: Tensor
+    scale: Tensor
     squares: Tensor
     low: Tensor
     high: Tensor
@@ -55,6 +56,7 @@ class Standardize(nn.Module):
         width = features or 0
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(width, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("low", torch.full((width,), torch.inf, dtype=torch.float64))
         self.register_buffer("high", torch.full((width,), -torch.inf, dtype=torch.float64))
@@ -64,15 +66,13 @@ class Standardize(nn.Module):
         """Variance of each feature over the fitted data; shape (features,)."""
         return self.squares / self.count.clamp(min=1)
 
-    @property
-    def scale(self) -> Tensor:
-        """What each feature is divided by; shape (features,)."""
-        std = self.variance.sqrt()
+    def _rescale(self) -> None:
+        """Bring `scale`, what each feature is divided by, up to date."""
         reach = torch.maximum(self.high - self.mean, self.mean - self.low) / LIMIT
-        found = torch.maximum(std, reach)
+        found = torch.maximum(self.variance.sqrt(), reach)
         moved = found > 1e-9 * self.mean.abs()
         usual = found[moved].median() if bool(moved.any()) else torch.ones_like(self.count)
-        return torch.where(moved, found, usual)
+        self.scale.copy_(torch.where(moved, found, usual))
 
     @torch.no_grad()
     def fit(self, data: Any) -> Standardize:
@@ -99,7 +99,11 @@ class Standardize(nn.Module):
         Raises:
             InputError: it holds a non-finite number, or another number of features.
         """
-        rows = x.detach().movedim(self.dim, -1)
+        with torch._C.DisableTorchFunction():  # statistics are no part of the step that a recorder watches
+            self._update(x.detach())
+
+    def _update(self, x: Tensor) -> None:
+        rows = x.movedim(self.dim, -1)
         rows = rows.reshape(-1, rows.shape[-1]).double()
         if not bool(torch.isfinite(rows).all()):
             raise InputError("fit Standardize", "the data hold NaN or infinity", "Clean or impute them first")
@@ -122,9 +126,9 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised features, of the input's shape and dtype."""
-        if self.training and float(self.count) < self.learn:
+        if self.training and self.count.item() < self.learn:
             self.update(x)
-        if float(self.count) == 0:
+        if self.count.item() == 0:
             raise InputError("standardise", "nothing was fitted yet", "Call fit(loader) with the training data first")
         shape = [1] * x.ndim
         shape[self.dim] = -1
@@ -148,11 +152,12 @@ class Standardize(nn.Module):
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))
         self.count.copy_(total)
+        self._rescale()
 
     def _resize(self, width: int) -> None:
         """Start again with this number of features."""
         self.count.zero_()
-        for name, start in (("mean", 0.0), ("squares", 0.0), ("low", torch.inf), ("high", -torch.inf)):
+        for name, start in (("mean", 0.0), ("scale", 1.0), ("squares", 0.0), ("low", torch.inf), ("high", -torch.inf)):
             old: Tensor = getattr(self, name)
             setattr(self, name, torch.full((width,), start, dtype=torch.float64, device=old.device))
 

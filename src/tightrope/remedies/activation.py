@@ -1,0 +1,41 @@
+"""`leaky-activation` and `swap-activation`: an activation whose slope does not vanish."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tightrope.finding import Finding, Remedy, Safety
+from tightrope.remedies.live import replacing
+from tightrope.study import Study
+
+SLOPE = 0.1
+"""Of the negative side: a dead unit gets a tenth of the gradient of a living one, enough to come back."""
+
+
+def leaky_activation(study: Study, finding: Finding) -> Remedy | None:
+    """Put a rectifier with a slope on its negative side in the place of the one whose units are silent."""
+    return Remedy(
+        "leaky-activation", f"Give the rectifier of {finding.module or 'the model'} a slope of {SLOPE} below zero",
+        f"torch.nn.LeakyReLU({SLOPE})", "outputs are no longer sparse; trained weights must be tuned again",
+        Safety.REVIEW, replacing(study, finding.module, _leaky),
+    )  # fmt: skip
+
+
+def swap_activation(study: Study, finding: Finding) -> Remedy | None:
+    """Put an activation that does not saturate in the place of the bounded one."""
+    return Remedy(
+        "swap-activation", f"Use an activation without flat ends in {finding.module or 'the model'}", "torch.nn.GELU()",
+        "outputs are no longer bounded; trained weights must be tuned again", Safety.REVIEW,
+        replacing(study, finding.module, _open),
+    )  # fmt: skip
+
+
+def _leaky(_: nn.Module) -> nn.Module:
+    return nn.LeakyReLU(SLOPE)
+
+
+def _open(_: nn.Module) -> nn.Module:
+    return nn.GELU()
+
+
+__all__ = ["leaky_activation", "swap_activation"]

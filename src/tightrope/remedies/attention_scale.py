@@ -1,0 +1,91 @@
+"""`attention-scale`: give attention logits the factor 1 / sqrt(d)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from tightrope.checks.attention.unscaled_attention import Attention, attentions
+from tightrope.checks.trace import VIEWS, origin, producers
+from tightrope.finding import Finding, Remedy, Safety
+from tightrope.remedies.live import parameter
+from tightrope.study import Study
+from tightrope.tape.tape import Entry, Kind, Ref
+
+_CASTS = frozenset(("float", "half", "double", "bfloat16", "to", "type", "type_as", "cpu", "cuda"))
+
+
+def attention_scale(study: Study, finding: Finding) -> Remedy | None:
+    """Scale the logits; in memory the rows of the query projection that make the queries are scaled instead.
+
+    (s W x) . k = s (W x . k): the function is the same, and so is its first gradient step under plain gradient descent
+    on everything but the query weights.
+    """
+    made = producers(study.tape)
+    found = next((a for a in attentions(study.tape, made) if a.entry.index == finding.index), None)
+    if found is None:
+        return None
+    patch = "logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])"
+    if found.entry.op == "scaled_dot_product_attention":
+        patch = "scaled_dot_product_attention(query, key, value)  # without scale=, which is 1/sqrt(d) then"
+    return Remedy(
+        "attention-scale", f"Scale the attention logits by 1/sqrt({found.width})", patch,
+        "none: the query projection takes the factor in memory", Safety.SAFE, _action(study, made, found),
+    )  # fmt: skip
+
+
+def _action(study: Study, made: dict[int, Entry], found: Attention) -> Callable[[], None] | None:
+    tape = study.tape
+    start = origin(made, found.query)
+    entry = made.get(start)
+    if entry is None or entry.op not in ("linear", "addmm"):
+        return None
+    try:
+        rows = query_rows(study, made, found.query, start)
+    except (RuntimeError, TypeError, IndexError):  # a way that cannot be replayed
+        return None
+    names = {tape.values[origin(made, i)].name for i in entry.inputs if tape.values[origin(made, i)].kind is Kind.PARAMETER}
+    live = [p for p in (parameter(study, name) for name in names) if p is not None]
+    if not live or len(live) != len(names):
+        return None
+    factor = found.width**-0.5 / found.factor
+
+    def act() -> None:
+        with torch.no_grad():
+            for p in live:
+                if p.ndim == 2 and entry.op == "addmm":
+                    p[:, rows] *= factor
+                else:
+                    p[rows] *= factor
+
+    return act
+
+
+def query_rows(study: Study, made: dict[int, Entry], query: int, start: int) -> Tensor:
+    """Which outputs of the projection become queries: the views between are replayed on the outputs' numbers."""
+    way: list[tuple[Entry, int]] = []
+    number = query
+    while number != start:
+        entry = made[number]
+        way.append((entry, entry.outputs.index(number)))
+        number = entry.inputs[0]
+    shape = study.tape.values[start].shape
+    numbers = torch.arange(shape[-1], dtype=torch.float64).expand(shape)
+    for entry, position in reversed(way):
+        if entry.op in _CASTS or entry.op not in VIEWS:
+            continue
+        numbers = _replay(entry, numbers, position)
+    return numbers.unique().long()
+
+
+def _replay(entry: Entry, x: Tensor, position: int) -> Tensor:
+    first = entry.inputs[0]
+    args, kwargs = tree_map(lambda a: x if isinstance(a, Ref) and a.id == first else a, (entry.args, dict(entry.kwargs)))
+    tensors = [t for t in tree_flatten(entry.function(*args, **kwargs))[0] if isinstance(t, Tensor)]
+    return tensors[position]
+
+
+__all__ = ["attention_scale"]

@@ -1,0 +1,92 @@
+"""Remedies at the end of the net: `remove-softmax`, `scale-head`, `standardize-target`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from tightrope.checks.loss.heads import LossTerm, loss_terms
+from tightrope.checks.trace import CHANCE, VIEWS, origin, producers, weight_of
+from tightrope.finding import Finding, Remedy, Safety
+from tightrope.remedies.live import parameter, replacing
+from tightrope.study import Study
+from tightrope.tape.tape import Entry, Kind
+
+LOGIT_STD = 0.5
+"""Of the scores after `scale-head`: cross-entropy then starts an eighth of a nat above ln K."""
+_ACTIVATIONS = (nn.Softmax, nn.Sigmoid, nn.LogSoftmax, nn.Softmax2d)
+
+
+def remove_softmax(study: Study, finding: Finding) -> Remedy | None:
+    """Take away the activation between the scores and a loss that has its own; or name the loss that fits."""
+    entry = next((e for e in study.tape.entries if e.index == finding.index), None)
+    if entry is None:
+        return None
+    title, patch = "Hand the loss the scores themselves", f"delete the {entry.op} before the loss"
+    if entry.op == "nll_loss":
+        title, patch = "Use the loss that takes scores", "torch.nn.functional.cross_entropy(scores, target)"
+    module = study.models.find(finding.module)
+    action = replacing(study, finding.module, lambda _: nn.Identity()) if isinstance(module, _ACTIVATIONS) else None
+    likelihood = any(term.kind == "nll" for term in loss_terms(study.tape))
+    if likelihood and entry.op == "softmax":
+        title, patch = "Use log_softmax before nll_loss", "torch.nn.LogSoftmax(dim=-1)"
+        dim = getattr(module, "dim", -1)
+        action = replacing(study, finding.module, lambda _: nn.LogSoftmax(dim)) if isinstance(module, nn.Softmax) else None
+    cost = "probabilities at inference are then torch.softmax(scores, -1)"
+    return Remedy("remove-softmax", title, patch, cost, Safety.SAFE if action else Safety.REVIEW, action)
+
+
+def scale_head(study: Study, finding: Finding) -> Remedy | None:
+    """Scale the last layer so that its scores say little before they know anything."""
+    term = _term(study, finding)
+    law = study.measurement.laws.get(term.scores) if term else None
+    if term is None or law is None or not law.rms or finding.evidence[0].quantity == "rms of the target":
+        return None
+    target = study.measurement.laws.get(term.target) if term.kind == "mse" and term.target is not None else None
+    factor = (target.rms if target is not None else LOGIT_STD) / law.rms
+    return Remedy(
+        "scale-head", f"Scale the last layer by {factor:.3g}",
+        f"with torch.no_grad():\n    head.weight.mul_({factor:.3g}); head.bias.mul_({factor:.3g})",
+        "none at initialisation; not for a trained head", Safety.SAFE, _scaling(study, term, factor),
+    )  # fmt: skip
+
+
+def standardize_target(study: Study, finding: Finding) -> Remedy | None:
+    """Say how to bring the target of a squared error to unit scale."""
+    if finding.evidence[0].quantity != "rms of the target":
+        return None
+    patch = "mean, std = y_train.mean(0), y_train.std(0)\nloss = criterion(model(x), (y - mean) / std)"
+    cost = "predictions are then model(x) * std + mean"
+    return Remedy("standardize-target", "Standardise the target on the training data", patch, cost, Safety.ADVICE)
+
+
+def _term(study: Study, finding: Finding) -> LossTerm | None:
+    return next((t for t in loss_terms(study.tape) if t.entry.index == finding.index), None)
+
+
+def _scaling(study: Study, term: LossTerm, factor: float) -> Callable[[], None] | None:
+    """An action on the last weight before the scores; None when other parts of the net share it."""
+    tape, made = study.tape, producers(study.tape)
+    last = _last_weighted(study, made, term.scores)
+    weight = weight_of(tape, made, last) if last is not None else None
+    if last is None or weight is None or len(tape.readers.get(weight, [])) > 1:
+        return None
+    names = [tape.values[origin(made, i)].name for i in last.inputs if tape.values[origin(made, i)].kind is Kind.PARAMETER]
+    live = [p for p in (parameter(study, name) for name in names) if p is not None]
+
+    def act() -> None:
+        with torch.no_grad():
+            for p in live:
+                p.mul_(factor)
+
+    return act if live else None
+
+
+def _last_weighted(study: Study, made: dict[int, Entry], number: int) -> Entry | None:
+    entry = made.get(origin(made, number, VIEWS | CHANCE))
+    return entry if entry is not None and weight_of(study.tape, made, entry) is not None else None
+
+
+__all__ = ["remove_softmax", "scale_head", "standardize_target"]

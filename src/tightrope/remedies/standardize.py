@@ -1,0 +1,67 @@
+"""`standardize`: centre and scale the features of the data inside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tightrope.finding import Finding, Remedy, Safety
+from tightrope.nn.standardize import Standardize
+from tightrope.study import Study
+from tightrope.tape.tape import Entry
+
+LEARN = 4096
+"""Samples from which the layer that is attached in memory still learns: the standard error of a mean is 1.6 %."""
+_IMAGES = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "conv_transpose1d": 1, "conv_transpose2d": 1, "conv_transpose3d": 1}
+
+
+def standardize(study: Study, finding: Finding) -> Remedy | None:
+    """Put a fitted `tightrope.nn.Standardize` before the weight that reads the data.
+
+    In memory it is attached to the module that reads them, so that training and evaluation both pass it; it is fitted
+    on the first batches that training shows it.
+    """
+    reader = next((entry for entry in study.tape.entries if entry.index == finding.index), None)
+    if reader is None:
+        return None
+    dim = _IMAGES.get(reader.op, -1)
+    option = "" if dim == -1 else f"dim={dim}"
+    patch = (
+        f"standardize = tightrope.nn.Standardize({option}).fit(train_loader)\n"
+        "model = torch.nn.Sequential(standardize, model)"
+    )
+    return Remedy(
+        "standardize", "Standardise the input on the training data, inside the model", patch,
+        "one pass over the training data; inference uses the same statistics", Safety.SAFE, _attach(study, reader, dim),
+    )  # fmt: skip
+
+
+def _attach(study: Study, reader: Entry, dim: int) -> Callable[[], None] | None:
+    """An action that standardises what a module is given; None when no single module reads the data."""
+    module = study.models.find(reader.module)
+    own = {value.name for value in (study.tape.values[i] for i in reader.inputs) if value.name}
+    prefix = f"{reader.module}." if reader.module else ""
+    direct = any(name == f"{prefix}{leaf}" for name in own for leaf in ("weight", "weight_ih_l0"))
+    if module is None or not direct:
+        return None
+    width = study.tape.values[reader.inputs[0]].shape[dim]
+
+    def act() -> None:
+        layer = Standardize(width, dim=dim, learn=LEARN)
+        module.add_module("standardize", layer.train(module.training))
+        module.register_forward_pre_hook(_before)
+
+    return act
+
+
+def _before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    layer = module.get_submodule("standardize")
+    assert isinstance(layer, Standardize)
+    if layer.count.item() == 0:  # evaluated before it was trained: learn the statistics from what there is
+        layer.update(args[0])
+    return (layer(args[0]), *args[1:])
+
+
+__all__ = ["standardize"]
