@@ -26,6 +26,14 @@ def diagnose(studies: Sequence[Study], only: Sequence[str] | None = None) -> lis
     return order(list(found.values()))
 
 
+def merge(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings of several steps, each diagnosed while its weights were in place, as those of one run."""
+    found: dict[tuple[str, str], Finding] = {}
+    for finding in sorted(findings, key=lambda f: f.step):
+        found.setdefault((finding.check, finding.module), finding)
+    return order(list(found.values()))
+
+
 def order(findings: list[Finding]) -> list[Finding]:
     """Attach every echo to the first finding that explains it; causes first, worst first."""
     explains = {name: check.explains for name, check in all_checks().items()}

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten, tree_map
 
+from tightrope.errors import RecordError
 from tightrope.tape import stack
 from tightrope.tape.modules import ModuleStack, variable
 from tightrope.tape.source import locate
@@ -35,6 +36,9 @@ KEEP_CONTENT = 1 << 24
 COLLECT_ENTRIES = 10_000
 COLLECT_BYTES = 1 << 28
 """After so many new entries, or so much data held, the tape forgets what no living tensor depends on."""
+
+MOST_ENTRIES = 200_000
+"""A step of more calls than that is not recorded: about a gigabyte of notes."""
 
 _SPECIAL = {
     "__radd__": "add", "__rsub__": "rsub", "__rmul__": "mul", "__rtruediv__": "rdiv", "__rdiv__": "rdiv",
@@ -111,6 +115,9 @@ class Recorder(TorchFunctionMode):
         on_failure: is told of an exception in the observation itself, after which the recorder lets every call
             pass; when None such an exception is raised.
         skip_without_grad: leave out what a top-level module computes while autograd is off (evaluation).
+
+    Attributes:
+        muted: let every call pass unseen.
     """
 
     def __init__(
@@ -126,10 +133,10 @@ class Recorder(TorchFunctionMode):
         self.observer = observer
         self.modules = ModuleStack(roots, guard=self._guarded, on_root=self._on_root)
         if skip_without_grad:
-            self.modules.on_idle = lambda idle: self.suspend() if idle else self.resume()
+            self.modules.on_idle = self._on_idle
         self.on_backward = on_backward
         self.on_failure = on_failure
-        self.failed = False
+        self.muted = False
         self.tape = Tape(modules=self.modules.info)
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._hooks: list[Any] = []
@@ -137,6 +144,7 @@ class Recorder(TorchFunctionMode):
         self.raised: str | None = None
         self._next = self._count = 0
         self._held = 0
+        self._was_seeing = False
         self._collect_at = COLLECT_ENTRIES
 
     def __enter__(self) -> Recorder:
@@ -152,14 +160,24 @@ class Recorder(TorchFunctionMode):
         self._hooks.clear()
         self.tape.complete = not exc or exc[0] is None
 
-    def suspend(self) -> None:
-        """Stop seeing calls until `resume`; nothing of the recorder is left in their way."""
-        stack.remove(self)
+    def suspend(self) -> bool:
+        """Stop seeing calls until `resume`; nothing of the recorder is left in their way.
+
+        Returns:
+            Whether it saw them before.
+        """
+        return stack.remove(self)
 
     def resume(self) -> None:
         """See calls again."""
         if not stack.holds(self):
             stack.insert(self)
+
+    def _on_idle(self, idle: bool) -> None:
+        if idle:
+            self._was_seeing = self.suspend()
+        elif self._was_seeing:
+            self.resume()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -169,8 +187,8 @@ class Recorder(TorchFunctionMode):
         except Exception as error:
             if self.on_failure is None:
                 raise
-            if not self.failed:
-                self.failed = True
+            if not self.muted:
+                self.muted = True
                 self.on_failure(error)
 
     def _on_root(self, args: Any) -> None:
@@ -194,7 +212,7 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.failed:
+        if self.muted:
             return function(*args, **kwargs)
         if function in COMPOSITES:
             with _entered(self):
@@ -299,6 +317,9 @@ class Recorder(TorchFunctionMode):
         for number in [number for number in self.tape.values if number not in kept]:
             del self.tape.values[number]
         self._hooks = [handle for handle in self._hooks if handle.hooks_dict_ref() is not None]
+        if len(entries) > MOST_ENTRIES:
+            asked, remedy = "record a training step", "Record a shorter sequence or a smaller accumulation"
+            raise RecordError(asked, f"its loss depends on more than {MOST_ENTRIES} calls", remedy)
         self._collect_at, self._held = COLLECT_ENTRIES + 2 * len(entries), 0
         if not entries:
             self.tape.samples = None

@@ -32,6 +32,12 @@ class Location:
 UNKNOWN = Location("<unknown>", 0)
 
 
+def is_internal(file: str) -> bool:
+    """Whether a file is part of tightrope; its demonstration script is a user's."""
+    path = os.path.abspath(file)
+    return path.startswith(_PACKAGE + os.sep) and not path.startswith(os.path.join(_PACKAGE, "demo", "sick"))
+
+
 @lru_cache(maxsize=4096)
 def _rank(file: str) -> int:
     """2 for the user's own code, 1 for a library's, 0 for torch, tightrope and generated code."""

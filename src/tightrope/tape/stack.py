@@ -22,11 +22,13 @@ def insert(mode: TorchFunctionMode) -> None:
     _replace(len(present), [*present[:below], mode, *present[below:]])
 
 
-def remove(mode: TorchFunctionMode) -> None:
-    """Take a mode off, wherever it stands; nothing happens when it stands nowhere."""
+def remove(mode: TorchFunctionMode) -> bool:
+    """Take a mode off, wherever it stands; whether it stood anywhere."""
     present = list(_get_current_function_mode_stack())
-    if holds(mode):
-        _replace(len(present), [other for other in present if other is not mode])
+    if not holds(mode):
+        return False
+    _replace(len(present), [other for other in present if other is not mode])
+    return True
 
 
 def _replace(count: int, modes: list[TorchFunctionMode]) -> None:

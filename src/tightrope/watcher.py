@@ -1,0 +1,328 @@
+"""Watches the training steps of a script: records some of them, studies each backward pass while its weights are in place."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from tightrope.diagnose import diagnose
+from tightrope.finding import Finding, Remedy, Safety
+from tightrope.measure.measurement import Meter
+from tightrope.predict import forecast
+from tightrope.step import force_eager
+from tightrope.study import Models, Optimizers, Study
+from tightrope.tape import stack
+from tightrope.tape.recorder import Recorder
+from tightrope.tape.steps import Steps
+from tightrope.tape.tape import Entry, Tape
+
+STUDIED = 4
+"""Backward passes of one step that are studied, when their calls differ (generator and discriminator)."""
+SEEN = 8
+"""Backward passes of one step after which nothing more of it is recorded (accumulated gradients)."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One studied backward pass and what was found in it at that moment."""
+
+    study: Study
+    findings: tuple[Finding, ...]
+
+
+@dataclass
+class Watcher:
+    """The listener of `Steps`: decides what is recorded and keeps what was learnt.
+
+    Args:
+        record: numbers of the steps to record; 1 is the first.
+        fix: apply the safe remedies of the first recorded step in memory.
+        say: is given a line for the user.
+
+    Attributes:
+        passes: what was studied, oldest first.
+        applied: remedies that were applied, with the finding that asked for each.
+        steps: number of steps that have ended.
+        notes: sentences that a reader of the report must know.
+        seconds: spent on observation outside the script's own calls.
+    """
+
+    record: frozenset[int]
+    fix: bool = False
+    say: Callable[[str], None] = lambda line: None
+    passes: list[Pass] = field(default_factory=list)
+    applied: list[tuple[Finding, Remedy]] = field(default_factory=list)
+    steps: int = 0
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    failure: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.clock = Steps(self)
+        self._recorder: Recorder | None = None
+        self._meter = Meter()
+        self._stale: list[Recorder] = []
+        self._open = ExitStack()
+        self._eager = ExitStack()
+        self._suspended = False
+        self._alarm = False
+        self._signatures: set[tuple[tuple[str, str], ...]] = set()
+        self._seen = 0
+        self._since = 0  # passes studied before the last update
+        self._fixed_at: int | None = None
+
+    def __enter__(self) -> Watcher:
+        self._open.enter_context(self.clock)
+        if 1 in self.record:
+            self._begin()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._open.close()
+        self._end()
+
+    # -- what `Steps` tells ----------------------------------------------------------------------
+
+    def watching(self) -> bool:
+        return self._recorder is None or stack.holds(self._recorder) or self._recorder.muted
+
+    def on_update(self, optimizer: Optimizer | None) -> bool:
+        self._tidy()
+        self._suspended = self._recorder is not None and self._recorder.suspend()
+        return self._repair()
+
+    @contextmanager
+    def _resumed(self) -> Iterator[None]:
+        if self._recorder is None or not self._suspended:
+            yield
+            return
+        self._recorder.resume()
+        try:
+            yield
+        finally:
+            self._recorder.suspend()
+
+    def during_update(self) -> AbstractContextManager[None]:
+        return self._resumed()
+
+    def on_updated(self) -> None:
+        self._since = len(self.passes)
+        if self._recorder is not None and self._suspended:
+            self._recorder.resume()
+        self._suspended = False
+
+    def on_step(self, late: bool) -> None:
+        self._tidy()
+        self.steps += 1
+        ahead = self._hold_back() if late else False
+        if self._recorder is not None:
+            self._end()
+        self._since = len(self.passes)
+        if (self.steps + 1 in self.record and not ahead) or self._due():
+            self._begin()
+
+    def on_loss(self, value: float) -> None:
+        if math.isfinite(value) or self._alarm or self._recorder is not None:
+            return
+        self._alarm = True
+        self.notes.append(f"The loss became {value} at step {self.steps + 1}; the step after it was recorded.")
+        self.record |= {self.steps + 2}
+
+    # -- recording -------------------------------------------------------------------------------
+
+    def _due(self) -> bool:
+        """After a repair the next step shows what became of it."""
+        return self._fixed_at is not None and self.steps == self._fixed_at
+
+    def _begin(self) -> None:
+        if self.failure is not None:
+            return
+        self._meter = Meter()
+        self._recorder = Recorder(
+            self._meter, on_backward=self._study, on_failure=self._step_aside, skip_without_grad=True
+        )
+        self._signatures.clear()
+        self._seen = 0
+        self._eager.enter_context(force_eager())
+        self._recorder.__enter__()
+
+    def _end(self) -> None:
+        """Stop recording, wherever the script stands."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        recorder.muted = True
+        recorder.__exit__(None, None, None)
+        self._stale.append(recorder)  # inside a backward pass it is off the stack only for the moment
+        self._eager.close()
+        self._announce()
+
+    def _tidy(self) -> None:
+        for recorder in self._stale:
+            recorder.suspend()
+        self._stale.clear()
+
+    def _study(self, tape: Tape) -> None:
+        """A backward pass has ended and nothing is updated yet."""
+        self._seen += 1
+        signature = tuple((entry.op, entry.module) for entry in tape.entries)
+        if signature not in self._signatures and len(self._signatures) < STUDIED:
+            self._signatures.add(signature)
+            with undisturbed():
+                self.passes.append(self._judge(tape))
+        if self._seen >= SEEN and self._recorder is not None:
+            self._recorder.muted = True
+
+    def _judge(self, tape: Tape) -> Pass:
+        begin = time.perf_counter()
+        assert self._recorder is not None
+        modules = self._recorder.modules
+        study = Study.of(
+            forecast(tape), self._meter.measurement(tape),
+            models=Models({modules.paths[root]: root for root in modules.roots}),
+            optimizers=Optimizers(tuple(self.clock.optimizers)), step=self.steps + 1,
+        )  # fmt: skip
+        found = Pass(study, tuple(diagnose([study])))
+        self.seconds += time.perf_counter() - begin
+        return found
+
+    def _hold_back(self) -> bool:
+        """Passes that turned out to belong to the next step; whether that one is to be recorded."""
+        number = self.steps + 1
+        later = self.passes[self._since :]
+        del self.passes[self._since :]
+        if number not in self.record or not later:
+            return False
+        self.passes += [Pass(replace(p.study, step=number), p.findings) for p in later]
+        return True
+
+    def _step_aside(self, error: Exception) -> None:
+        self.failure = error
+        text = str(error).splitlines()[0] if str(error) else ""
+        where = traceback_line(error)
+        self.notes.append(f"Observation stopped at step {self.steps + 1}: {type(error).__name__}: {text} ({where}).")
+        self.say(f"observation stopped at step {self.steps + 1}, training goes on: {type(error).__name__}: {text} ({where})")
+
+    def finish(self, ended_badly: bool) -> None:
+        """The script has ended: a step that it left half done is studied as far as it went."""
+        recorder = self._recorder
+        if recorder is None or self.failure is not None:
+            return
+        tape = recorder.tape
+        unfinished = not any(p.study.step == self.steps + 1 for p in self.passes)
+        if unfinished and tape.entries and (ended_badly or not self.passes):
+            tape.complete = False
+            recorder.suspend()
+            with recorder._guarded(), undisturbed():
+                self.passes.append(self._judge(tape))
+
+    def _announce(self) -> None:
+        fresh = [p for p in self.passes if p.study.step in (self.steps, self.steps + 1)][-STUDIED:]
+        for found in fresh:
+            loss = found.study.measurement.loss
+            if loss is not None and not math.isfinite(loss):
+                self.notes.append(f"The loss is {loss} at step {found.study.step}{_source(found.study)}.")
+        if fresh:
+            step, tensors = fresh[-1].study.step, sum(len(p.study.measurement.laws) for p in fresh)
+            names = dict.fromkeys(f.check for p in fresh for f in p.findings if f.caused_by is None)
+            self.say(f"step {step} recorded, {tensors} tensors: {', '.join(names) if names else 'nothing found'}")
+
+    # -- repair ----------------------------------------------------------------------------------
+
+    def _repair(self) -> bool:
+        """Apply the safe remedies of the first recorded step, once each; whether any was applied now."""
+        if not self.fix or not self.passes:
+            return False
+        first = self.passes[0].study.step
+        if self.steps + 1 != first and self._fixed_at is None and self.steps != first:
+            return False
+        if self._fixed_at is not None and self._fixed_at != self.steps + 1:
+            return False
+        before = len(self.applied)
+        for finding, remedy in safe_remedies(f for p in self.passes if p.study.step == first for f in p.findings):
+            if not any(_key(remedy) == _key(other) for _, other in self.applied):
+                remedy.apply()
+                self.applied.append((finding, remedy))
+        if len(self.applied) == before:
+            return False
+        self._fixed_at = self.steps + 1
+        for root in self.passes[0].study.models.roots.values():
+            for parameter in root.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.detach().zero_()
+        return True
+
+
+def safe_remedies(findings: Iterable[Finding]) -> Iterator[tuple[Finding, Remedy]]:
+    """The remedy of each cause that may be applied unasked, each once."""
+    seen: set[tuple[str, str]] = set()
+    for finding in findings:
+        remedy = next((r for r in finding.remedies if r.safety is Safety.SAFE and r.action is not None), None)
+        if finding.caused_by is None and remedy is not None and _key(remedy) not in seen:
+            seen.add(_key(remedy))
+            yield finding, remedy
+
+
+def _key(remedy: Remedy) -> tuple[str, str]:
+    return remedy.name, remedy.patch
+
+
+def _source(study: Study) -> str:
+    """Which call made the first number that is not finite."""
+    units = study.measurement.units
+
+    def bad(number: int) -> bool:
+        return number in units and units[number].nonfinite > units[number].masked
+
+    for entry in study.tape.entries:
+        for number in entry.inputs:
+            value = study.tape.values[number]
+            if value.producer is None and bad(number):
+                return f"; {value.kind.value} {value.name or ''} of {_where(entry)} is not finite already"
+        if any(bad(number) for number in entry.outputs):
+            return f"; the first value that is not finite comes from {_where(entry)}"
+    return ""
+
+
+def _where(entry: Entry) -> str:
+    return f"{entry.op} in {entry.module or 'the script'} ({entry.location})"
+
+
+def traceback_line(error: BaseException) -> str:
+    """`file:line` where an exception was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}" if trace is not None else "unknown"
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever is computed in here leaves the script's random states, autocast and warnings as they are."""
+    cpu, python = torch.get_rng_state(), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    try:
+        with ExitStack() as context:
+            for kind in kinds:
+                context.enter_context(torch.autocast(kind, enabled=False))
+            context.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_rng_state(cpu)
+        random.setstate(python)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        if numpy is not None:
+            sys.modules["numpy"].random.set_state(numpy)
