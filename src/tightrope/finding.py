@@ -51,6 +51,12 @@ class Evidence:
         """Plain data."""
         return dict(self.__dict__)
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Evidence:
+        """Rebuild from plain data, in which NaN and infinity may be words."""
+        numbers = {n: float(data[n]) for n in ("measured", "expected", "error") if data.get(n) is not None}
+        return cls(**{**data, **numbers})
+
 
 @dataclass(frozen=True)
 class Remedy:
@@ -140,7 +146,7 @@ class Finding:
         """Rebuild from plain data; remedies come back without their action."""
         fields = dict(data)
         fields["severity"] = Severity(data["severity"])
-        fields["evidence"] = tuple(Evidence(**item) for item in data["evidence"])
+        fields["evidence"] = tuple(Evidence.from_dict(item) for item in data["evidence"])
         fields["remedies"] = tuple(Remedy(**{**item, "safety": Safety(item["safety"])}) for item in data["remedies"])
         for name in ("cause_of", "modules"):
             fields[name] = tuple(data[name])

@@ -60,6 +60,7 @@ class LawRow:
         for name in ("predicted", "measured", "predicted_gradient", "measured_gradient"):
             fields[name] = Law.from_dict(data[name]) if data[name] else None
         fields["shape"] = tuple(data["shape"])
+        fields["z"] = None if data["z"] is None else float(data["z"])
         return cls(**fields)
 
 
@@ -115,11 +116,12 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> Report:
         """Rebuild a report from `to_json`'s text; remedies come back without their action."""
-        data = _floats(json.loads(text))
+        data = json.loads(text)
         fields = dict(data)
         fields["findings"] = tuple(Finding.from_dict(item) for item in data["findings"])
         fields["laws"] = tuple(LawRow.from_dict(item) for item in data["laws"])
-        fields["loss"] = {int(step): value for step, value in data["loss"].items()}
+        fields["loss"] = {int(step): float(value) for step, value in data["loss"].items()}
+        fields["seconds"] = float(data["seconds"])
         for name in ("steps", "unknown", "notes"):
             fields[name] = tuple(data[name])
         return cls(**fields)
@@ -202,11 +204,3 @@ def _finite(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
-
-
-def _floats(data: Any) -> Any:
-    if data in ("nan", "inf", "-inf"):
-        return float(data)
-    if isinstance(data, dict):
-        return {key: _floats(value) for key, value in data.items()}
-    return [_floats(value) for value in data] if isinstance(data, list) else data
