@@ -71,4 +71,15 @@ def is_hidden(tape: Tape, made: dict[int, Entry], number: int) -> bool:
     return any(weight_of(tape, made, entry) is not None for entry in reads(tape, number, through))
 
 
-__all__ = ["CHANCE", "CONTRACTIONS", "JOINS", "NORMS", "VIEWS", "is_hidden", "origin", "producers", "reads", "weight_of"]
+__all__ = [
+    "CHANCE",
+    "CONTRACTIONS",
+    "JOINS",
+    "NORMS",
+    "VIEWS",
+    "is_hidden",
+    "origin",
+    "producers",
+    "reads",
+    "weight_of",
+]

@@ -27,6 +27,8 @@ class Standardize(nn.Module):
         features: number of features; None to learn it from the first batch.
         dim: dimension of the features: -1 for tables, sequences and tokens, 1 for images (N, C, H, W).
         learn: number of samples that training passes still add to the statistics; 0 after `fit`.
+        impute: take NaN and infinity as missing: they do not count, and come out as the feature's mean, 0. Without
+            it they raise.
 
     Shape:
         input (N, ...), output of the same shape.
@@ -49,17 +51,23 @@ class Standardize(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, features: int | None = None, *, dim: int = -1, learn: int = 0) -> None:
+    def __init__(self, features: int | None = None, *, dim: int = -1, learn: int = 0, impute: bool = False) -> None:
         super().__init__()
         self.dim = dim
         self.learn = learn
+        self.impute = impute
         width = features or 0
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(width, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("low", torch.full((width,), torch.inf, dtype=torch.float64))
         self.register_buffer("high", torch.full((width,), -torch.inf, dtype=torch.float64))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the statistics rest on any data."""
+        return self.count.numel() > 0 and self.count.max().item() > 0
 
     @property
     def variance(self) -> Tensor:
@@ -69,9 +77,9 @@ class Standardize(nn.Module):
     def _rescale(self) -> None:
         """Bring `scale`, what each feature is divided by, up to date."""
         reach = torch.maximum(self.high - self.mean, self.mean - self.low) / LIMIT
-        found = torch.maximum(self.variance.sqrt(), reach)
+        found = torch.maximum(self.variance.sqrt(), reach).nan_to_num(0.0, 0.0, 0.0)
         moved = found > 1e-9 * self.mean.abs()
-        usual = found[moved].median() if bool(moved.any()) else torch.ones_like(self.count)
+        usual = found[moved].median() if bool(moved.any()) else self.count.new_ones(())
         self.scale.copy_(torch.where(moved, found, usual))
 
     @torch.no_grad()
@@ -87,7 +95,7 @@ class Standardize(nn.Module):
         batches = [data] if isinstance(data, (Tensor, Mapping)) or not isinstance(data, Iterable) else data
         for batch in batches:
             self.update(_tensor(batch))
-        if float(self.count) == 0:
+        if not self.fitted:
             raise InputError("fit Standardize", "the loader is empty", "Pass a loader with at least one batch")
         self.learn = 0
         return self
@@ -97,7 +105,7 @@ class Standardize(nn.Module):
         """Add a batch to the statistics.
 
         Raises:
-            InputError: it holds a non-finite number, or another number of features.
+            InputError: it holds a non-finite number without `impute`, or another number of features.
         """
         with torch._C.DisableTorchFunction():  # statistics are no part of the step that a recorder watches
             self._update(x.detach())
@@ -105,16 +113,21 @@ class Standardize(nn.Module):
     def _update(self, x: Tensor) -> None:
         rows = x.movedim(self.dim, -1)
         rows = rows.reshape(-1, rows.shape[-1]).double()
-        if not bool(torch.isfinite(rows).all()):
-            raise InputError("fit Standardize", "the data hold NaN or infinity", "Clean or impute them first")
+        there = torch.isfinite(rows)
+        if not self.impute and not bool(there.all()):
+            raise InputError("fit Standardize", "the data hold NaN or infinity", "Clean them, or pass impute=True")
         if self.mean.numel() == 0:
             self._resize(rows.shape[1])
         if rows.shape[1] != self.mean.numel():
             found = f"{rows.shape[1]} features after {self.mean.numel()}"
             raise InputError("fit Standardize", found, "Set dim= to the features' dimension")
-        squares, mean = torch.var_mean(rows, 0, correction=0)
-        n = rows.shape[0]
-        self._join(self.count.new_tensor(n), mean, squares * n, rows.amin(0), rows.amax(0))
+        count = there.sum(0).double()
+        known = torch.where(there, rows, torch.zeros_like(rows))
+        mean = known.sum(0) / count.clamp(min=1)
+        squares = torch.where(there, rows - mean, torch.zeros_like(rows)).square().sum(0)
+        low = rows.masked_fill(~there, torch.inf).amin(0)
+        high = rows.masked_fill(~there, -torch.inf).amax(0)
+        self._join(count, mean, squares, low, high)
 
     @torch.no_grad()
     def merge(self, other: Standardize) -> Standardize:
@@ -126,29 +139,29 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised features, of the input's shape and dtype."""
-        if self.training and self.count.item() < self.learn:
+        if self.training and (not self.fitted or self.count.max().item() < self.learn):
             self.update(x)
-        if self.count.item() == 0:
+        if not self.fitted:
             raise InputError("standardise", "nothing was fitted yet", "Call fit(loader) with the training data first")
         shape = [1] * x.ndim
         shape[self.dim] = -1
         mean, scale = self.mean.reshape(shape), self.scale.reshape(shape)
         kind = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        if self.impute:
+            x = torch.where(torch.isfinite(x), x, mean)
         return ((x - mean) / scale).to(kind)
 
     def extra_repr(self) -> str:
         """Features, dimension and the number of values fitted on."""
-        return f"{self.mean.numel()}, dim={self.dim}, fitted on {int(self.count)}"
+        return f"{self.mean.numel()}, dim={self.dim}, fitted on {int(self.count.max()) if self.fitted else 0}"
 
     def _join(self, count: Tensor, mean: Tensor, squares: Tensor, low: Tensor, high: Tensor) -> None:
         if mean.numel() != self.mean.numel():
             raise InputError("merge Standardize", f"{mean.numel()} features with {self.mean.numel()}", "Fit both alike")
         total = self.count + count
-        if float(total) == 0:
-            return
         shift = mean - self.mean
-        self.squares += squares + shift.square() * self.count * count / total
-        self.mean += shift * count / total
+        self.squares += squares + shift.square() * self.count * count / total.clamp(min=1)
+        self.mean += shift * count / total.clamp(min=1)
         self.low.copy_(torch.minimum(self.low, low))
         self.high.copy_(torch.maximum(self.high, high))
         self.count.copy_(total)
@@ -156,8 +169,14 @@ class Standardize(nn.Module):
 
     def _resize(self, width: int) -> None:
         """Start again with this number of features."""
-        self.count.zero_()
-        for name, start in (("mean", 0.0), ("scale", 1.0), ("squares", 0.0), ("low", torch.inf), ("high", -torch.inf)):
+        for name, start in (
+            ("count", 0.0),
+            ("mean", 0.0),
+            ("scale", 1.0),
+            ("squares", 0.0),
+            ("low", torch.inf),
+            ("high", -torch.inf),
+        ):
             old: Tensor = getattr(self, name)
             setattr(self, name, torch.full((width,), start, dtype=torch.float64, device=old.device))
 
@@ -170,11 +189,13 @@ class Standardize(nn.Module):
 
 def _tensor(batch: Any) -> Tensor:
     """The data of a batch: its first floating-point tensor."""
-    parts = list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    parts = (
+        list(batch.values()) if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else [batch]
+    )
     for part in parts:
         if isinstance(part, Tensor) and (part.is_floating_point() or part.dtype == torch.uint8):
             return part
-    raise InputError("fit Standardize", f"a batch of type {type(batch).__name__} holds no floating-point tensor", "Pass it")
+    raise InputError("fit Standardize", f"a {type(batch).__name__} holds no floating-point tensor", "Pass it")
 
 
 __all__ = ["Standardize"]

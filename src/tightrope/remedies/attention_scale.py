@@ -47,7 +47,8 @@ def _action(study: Study, made: dict[int, Entry], found: Attention) -> Callable[
         rows = query_rows(study, made, found.query, start)
     except (RuntimeError, TypeError, IndexError):  # a way that cannot be replayed
         return None
-    names = {tape.values[origin(made, i)].name for i in entry.inputs if tape.values[origin(made, i)].kind is Kind.PARAMETER}
+    sources = [tape.values[origin(made, i)] for i in entry.inputs]
+    names = {value.name for value in sources if value.kind is Kind.PARAMETER}
     live = [p for p in (parameter(study, name) for name in names) if p is not None]
     if not live or len(live) != len(names):
         return None
@@ -78,12 +79,14 @@ def query_rows(study: Study, made: dict[int, Entry], query: int, start: int) -> 
         if entry.op in _CASTS or entry.op not in VIEWS:
             continue
         numbers = _replay(entry, numbers, position)
-    return numbers.unique().long()
+    found: Tensor = numbers.unique().long()
+    return found
 
 
 def _replay(entry: Entry, x: Tensor, position: int) -> Tensor:
     first = entry.inputs[0]
-    args, kwargs = tree_map(lambda a: x if isinstance(a, Ref) and a.id == first else a, (entry.args, dict(entry.kwargs)))
+    arguments = (entry.args, dict(entry.kwargs))
+    args, kwargs = tree_map(lambda a: x if isinstance(a, Ref) and a.id == first else a, arguments)
     tensors = [t for t in tree_flatten(entry.function(*args, **kwargs))[0] if isinstance(t, Tensor)]
     return tensors[position]
 

@@ -33,7 +33,7 @@ def remove_softmax(study: Study, finding: Finding) -> Remedy | None:
     if likelihood and entry.op == "softmax":
         title, patch = "Use log_softmax before nll_loss", "torch.nn.LogSoftmax(dim=-1)"
         dim = getattr(module, "dim", -1)
-        action = replacing(study, finding.module, lambda _: nn.LogSoftmax(dim)) if isinstance(module, nn.Softmax) else None
+        action = action and replacing(study, finding.module, lambda _: nn.LogSoftmax(dim))
     cost = "probabilities at inference are then torch.softmax(scores, -1)"
     return Remedy("remove-softmax", title, patch, cost, Safety.SAFE if action else Safety.REVIEW, action)
 
@@ -73,8 +73,9 @@ def _scaling(study: Study, term: LossTerm, factor: float) -> Callable[[], None] 
     weight = weight_of(tape, made, last) if last is not None else None
     if last is None or weight is None or len(tape.readers.get(weight, [])) > 1:
         return None
-    names = [tape.values[origin(made, i)].name for i in last.inputs if tape.values[origin(made, i)].kind is Kind.PARAMETER]
-    live = [p for p in (parameter(study, name) for name in names) if p is not None]
+    sources = [tape.values[origin(made, i)] for i in last.inputs]
+    found = [parameter(study, value.name) for value in sources if value.kind is Kind.PARAMETER]
+    live = [p for p in found if p is not None]
 
     def act() -> None:
         with torch.no_grad():

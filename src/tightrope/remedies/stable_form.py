@@ -17,7 +17,10 @@ FORMS = {
     "norm": ("Keep the norm's gradient defined at zero", "torch.sqrt(x.square().sum(-1) + 1e-12)"),
     "softmax": ("Leave at least one position of every row unmasked", "mask with torch.finfo(x.dtype).min, not -inf"),
 }
-OTHER = ("Bring the operands to unit scale, or compute in a wider dtype", "torch.autocast with torch.bfloat16, or x.float()")
+OTHER = (
+    "Bring the operands to unit scale, or compute in a wider dtype",
+    "torch.autocast(dtype=torch.bfloat16), x.float()",
+)
 
 
 def stable_form(study: Study, finding: Finding) -> Remedy | None:

@@ -1,4 +1,4 @@
-"""`standardize`: centre and scale the features of the data inside the model."""
+"""`standardize` and `impute`: centre, scale and complete the features of the data inside the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.nn.standardize import Standardize
 from tightrope.study import Study
-from tightrope.tape.tape import Entry
+from tightrope.tape.tape import Entry, Kind
 
 LEARN = 4096
 """Samples from which the layer that is attached in memory still learns: the standard error of a mean is 1.6 %."""
@@ -24,21 +24,37 @@ def standardize(study: Study, finding: Finding) -> Remedy | None:
     on the first batches that training shows it.
     """
     reader = next((entry for entry in study.tape.entries if entry.index == finding.index), None)
+    return _remedy(study, reader, "standardize", "Standardise the input on the training data, inside the model")
+
+
+def impute(study: Study, finding: Finding) -> Remedy | None:
+    """Put a `tightrope.nn.Standardize` that takes NaN and infinity as missing before the weight that reads the data."""
+    units = study.measurement.units
+    sources = (v for v in study.tape.values.values() if v.kind is Kind.INPUT and v.id in units)
+    broken = {value.id for value in sources if units[value.id].nonfinite}
+    if finding.index >= 0 or not broken:
+        return None
+    reader = next((entry for entry in study.tape.entries if broken.intersection(entry.inputs)), None)
+    return _remedy(study, reader, "impute", "Standardise the input and take what is missing as the feature's mean")
+
+
+def _remedy(study: Study, reader: Entry | None, name: str, title: str) -> Remedy | None:
     if reader is None:
         return None
+    fill = name == "impute"
     dim = _IMAGES.get(reader.op, -1)
-    option = "" if dim == -1 else f"dim={dim}"
+    options = ", ".join(["dim=1"] * (dim == 1) + ["impute=True"] * fill)
     patch = (
-        f"standardize = tightrope.nn.Standardize({option}).fit(train_loader)\n"
+        f"standardize = tightrope.nn.Standardize({options}).fit(train_loader)\n"
         "model = torch.nn.Sequential(standardize, model)"
     )
     return Remedy(
-        "standardize", "Standardise the input on the training data, inside the model", patch,
-        "one pass over the training data; inference uses the same statistics", Safety.SAFE, _attach(study, reader, dim),
+        name, title, patch, "one pass over the training data; inference uses the same statistics",
+        Safety.REVIEW if fill else Safety.SAFE, _attach(study, reader, dim, fill),
     )  # fmt: skip
 
 
-def _attach(study: Study, reader: Entry, dim: int) -> Callable[[], None] | None:
+def _attach(study: Study, reader: Entry, dim: int, fill: bool) -> Callable[[], None] | None:
     """An action that standardises what a module is given; None when no single module reads the data."""
     module = study.models.find(reader.module)
     own = {value.name for value in (study.tape.values[i] for i in reader.inputs) if value.name}
@@ -49,7 +65,7 @@ def _attach(study: Study, reader: Entry, dim: int) -> Callable[[], None] | None:
     width = study.tape.values[reader.inputs[0]].shape[dim]
 
     def act() -> None:
-        layer = Standardize(width, dim=dim, learn=LEARN)
+        layer = Standardize(width, dim=dim, learn=LEARN, impute=fill)
         module.add_module("standardize", layer.train(module.training))
         module.register_forward_pre_hook(_before)
 
@@ -59,9 +75,9 @@ def _attach(study: Study, reader: Entry, dim: int) -> Callable[[], None] | None:
 def _before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     layer = module.get_submodule("standardize")
     assert isinstance(layer, Standardize)
-    if layer.count.item() == 0:  # evaluated before it was trained: learn the statistics from what there is
+    if not layer.fitted:  # evaluated before it was trained: learn the statistics from what there is
         layer.update(args[0])
     return (layer(args[0]), *args[1:])
 
 
-__all__ = ["standardize"]
+__all__ = ["impute", "standardize"]

@@ -16,6 +16,7 @@ References  Vaswani et al. (2017), Attention is all you need, section 3.2.1 and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -177,7 +178,7 @@ def is_drawn(weight: Tensor | None) -> bool:
         return True
     noise = float(squares.var() / w.shape[1])
     ratio = float(squares.mean(1).var()) / max(noise, 1e-300)
-    return ratio < DRAWN + 4 * (2 / max(w.shape[0] - 1, 1)) ** 0.5
+    return ratio < DRAWN + 4 * math.sqrt(2 / max(w.shape[0] - 1, 1))
 
 
 def _finding(study: Study, found: Attention, rows: Rows) -> Finding:
@@ -194,8 +195,8 @@ def _finding(study: Study, found: Attention, rows: Rows) -> Finding:
     return Finding(
         "unscaled-attention", Severity.FAULT if rows.logit_std > FAULT else Severity.WARNING, found.entry.module,
         str(tape.location(found.entry)),
-        f"logit std {rows.logit_std:.3g}: the factor on q k^T is {found.factor:.3g} for heads of {found.width} components, "
-        f"the law asks for 1/sqrt(d) = {found.width**-0.5:.3g}",
+        f"logit std {rows.logit_std:.3g}: the factor on q k^T is {found.factor:.3g} for heads of {found.width} "
+        f"components, the law asks for 1/sqrt(d) = {found.width**-0.5:.3g}",
         tuple(evidence), found.entry.index, modules=(found.entry.module,),
     )  # fmt: skip
 

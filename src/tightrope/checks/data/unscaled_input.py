@@ -1,20 +1,20 @@
 """`unscaled-input`: data that reach the first weight at a scale no initialisation is made for.
 
 Law       a weight of variance 1 / n gives its output the input's own second moment, z ~ E[x^2], and the loss surface
-          along it a curvature proportional to E[x^2]: every initialiser and every usual learning rate supposes
-          E[x^2] near 1. What all samples share, E[x]^2, carries no information but bends the surface most: with
-          |mean| / std = r the condition number is about r^2 times that of centred data. Features of unlike scales
-          multiply it by the square of their ratio.
-Evidence  rms of the data that the first weight reads; the shared mean over the spread; the scales of the single features
-          and their effective number, (sum E[x_k^2])^2 / sum E[x_k^2]^2.
-Verdict   rms above 5 `warning`, above 30 `fault`; below 0.005 where it is not zero `warning`; shared mean above 15 times
-          the spread `warning`; features 30 times apart (5th to 95th percentile) of which less than a fifth counts
+          along it a curvature proportional to E[x^2]: every initialiser and every usual learning rate supposes E[x^2]
+          near 1. What all samples share, E[x]^2, carries no information but bends the surface most: with |mean| / std =
+          r the condition number is about r^2 times that of centred data. Features of unlike scales multiply it by the
+          square of their ratio.
+Evidence  rms of the data that the first weight reads; the shared mean over the spread; the scales of the single
+          features and their effective number, (sum E[x_k^2])^2 / sum E[x_k^2]^2.
+Verdict   rms above 5 `warning`, above 30 `fault`; below 0.005 where it is not zero `warning`; shared mean above 15
+          times the spread `warning`; features 30 times apart (5th to 95th percentile) of which less than a fifth counts
           `warning`. Every input that is read by a weight is judged.
 Remedy    `tightrope.nn.Standardize`, fitted on the training data, as the model's first layer (`standardize`).
 Limits    a scale that batch normalisation removes right after the first weight is harmless and passed over. Integer
           inputs of an embedding are no scale. Sparse features (mostly zero) are not compared with one another.
-References  LeCun, Bottou, Orr, Mueller (1998), Efficient BackProp, sections 4.3 and 5.1;
-          LeCun, Kanter, Solla (1991), Eigenvalues of covariance matrices, Phys. Rev. Lett. 66.
+References  LeCun, Bottou, Orr, Mueller (1998), Efficient BackProp, sections 4.3 and 5.1; LeCun, Kanter, Solla (1991),
+          Eigenvalues of covariance matrices, Phys. Rev. Lett. 66.
 """
 
 from __future__ import annotations
@@ -122,7 +122,10 @@ def _judge(study: Study, reader: Entry, number: int) -> Finding | None:
     elif size.rms > 0 and size.inked < FAINT and not free:
         fact, evidence = f"rms {size.rms:.3g}", Evidence("rms of the input", size.rms, 1.0)
     elif size.offset > OFFSET and found.values >= FEW and not batch_norm:
-        fact, evidence = f"mean {size.offset:.3g} times the spread", Evidence("shared mean over spread", size.offset, 0.0)
+        fact, evidence = (
+            f"mean {size.offset:.3g} times the spread",
+            Evidence("shared mean over spread", size.offset, 0.0),
+        )
     elif size.counting < COUNTING and size.spread > SPREAD and found.zero < SPARSE and found.values >= FEW:
         fact = f"feature scales {size.spread:.3g} apart, {size.counting:.0%} of the features count"
         evidence = Evidence("ratio of feature scales", size.spread, 1.0)

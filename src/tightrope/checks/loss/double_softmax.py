@@ -1,18 +1,18 @@
 """`double-softmax`: a loss that applies its softmax to probabilities, or that misses it.
 
-Law       cross-entropy of scores z is log sum exp z - z_y. Fed with probabilities p instead, it softmaxes a second time:
-          its scores lie within 1 of each other, so with K classes no sample's loss can fall below
-          ln(1 + (K - 1) / e), 1.46 for ten, and no gradient exceeds that of nearly uniform scores, times the slope of the
-          first softmax. The negative log-likelihood loss is linear in what it reads: without log-probabilities it has
-          no minimum.
+Law       cross-entropy of scores z is log sum exp z - z_y. Fed with probabilities p instead, it softmaxes a second
+          time: its scores lie within 1 of each other, so with K classes no sample's loss can fall below ln(1 + (K - 1)
+          / e), 1.46 for ten, and no gradient exceeds that of nearly uniform scores, times the slope of the first
+          softmax. The negative log-likelihood loss is linear in what it reads: without log-probabilities it has no
+          minimum.
 Evidence  the operation that made the loss's input, past views; for the likelihood loss the largest value that it read,
           which for a log-probability is at most 0.
-Verdict   `fault` when softmax or sigmoid feeds a loss that has its own, and when the likelihood loss reads anything
-          but log-probabilities; `advice` for log-softmax before cross-entropy, which changes no number.
+Verdict   `fault` when softmax or sigmoid feeds a loss that has its own, and when the likelihood loss reads anything but
+          log-probabilities; `advice` for log-softmax before cross-entropy, which changes no number.
 Remedy    take the last activation away (`remove-softmax`): in memory where it is a module, else the line to change.
 Limits    reads the tape, so a loss that is written out by hand is not recognised.
-References  Bridle (1990), Probabilistic interpretation of feedforward classification network outputs;
-          Goodfellow, Bengio, Courville (2016), Deep learning, section 6.2.2.3.
+References  Bridle (1990), Probabilistic interpretation of feedforward classification network outputs; Goodfellow,
+          Bengio, Courville (2016), Deep learning, section 6.2.2.3.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def _missing(study: Study, term: LossTerm, last: Entry | None, high: float) -> F
     what = last.op if last is not None else "an input"
     fact = f"nll_loss reads {what}, values up to {high:.3g}; log-probabilities are at most 0"
     evidence = (Evidence("largest input of nll_loss", high, 0.0),)
-    return _finding(study, Severity.FAULT, last if last is not None and last.op == "softmax" else term.entry, fact, evidence)
+    return _finding(
+        study, Severity.FAULT, last if last is not None and last.op == "softmax" else term.entry, fact, evidence
+    )
 
 
 def _idle(study: Study, term: LossTerm, last: Entry | None) -> Finding:

@@ -3,14 +3,15 @@
 Law       scores that carry no information should say so: cross-entropy starts at ln K for K classes, binary
           cross-entropy at ln 2 a unit. Scores z of standard deviation s start it s^2 / 2 above (Gaussian z, many
           classes). A squared error starts at E[y^2] + E[f^2]; standardised targets make that 1 + E[f^2].
-Evidence  the first recorded loss beside ln K or ln 2, with the standard error that the batch leaves; the scores' standard
-          deviation; for a squared error the rms of output and target.
+Evidence  the first recorded loss beside ln K or ln 2, with the standard error that the batch leaves; the scores'
+          standard deviation; for a squared error the rms of output and target.
 Verdict   excess above 2 nats `warning`, above 10 `fault`, when it exceeds three standard errors; outputs or targets of
           a squared error with rms above 30 that exceed the other five times, `warning`.
 Remedy    scale the last layer down (`scale-head`); standardise the target of a squared error.
 Limits    only the first step is judged, and only a loss that is too high: a trained model starts low and rightly so. A
           loss with class weights or a sum over the batch has no such level and is passed over.
-References  Karpathy (2019), A recipe for training neural networks; Zhang, Dauphin, Ma (2019), Fixup initialization, ICLR.
+References  Karpathy (2019), A recipe for training neural networks; Zhang, Dauphin, Ma (2019), Fixup initialization,
+          ICLR.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def _entropy(study: Study, term: LossTerm, loss: Law, scores: Law) -> Finding | 
     if excess <= WARNING or excess <= ERRORS * error:
         return None
     name = "ln 2" if term.kind == "bce_logits" else f"ln {classes}"
-    fact = f"the loss starts at {loss.mean:.3g}, {name} = {level:.3g} without knowledge; scores have std {scores.std:.3g}"
+    fact = (
+        f"the loss starts at {loss.mean:.3g}, {name} = {level:.3g} without knowledge; scores have std {scores.std:.3g}"
+    )
     evidence = (Evidence("loss", loss.mean, level, error, "nat"), Evidence("std of the scores", scores.std, 1.0))
     return _finding(study, term, Severity.FAULT if excess > FAULT else Severity.WARNING, fact, evidence)
 
@@ -82,12 +85,15 @@ def _squared(study: Study, term: LossTerm, loss: Law, scores: Law) -> Finding | 
     output = Evidence("rms of the output", scores.rms, 1.0)
     wanted = Evidence("rms of the target", target.rms, 1.0)
     if scores.rms > RATIO * target.rms:
-        fact = f"the squared error starts at {loss.mean:.3g}: the output's rms is {scores.rms:.3g}, the target's {target.rms:.3g}"
-        return _finding(study, term, Severity.WARNING, fact, (output, wanted))
-    if target.rms > RATIO * scores.rms:
-        fact = f"the squared error starts at {loss.mean:.3g}: the target's rms is {target.rms:.3g}, the output's {scores.rms:.3g}"
-        return _finding(study, term, Severity.WARNING, fact, (wanted, output))
-    return None
+        fact = f"the output's rms is {scores.rms:.3g}, the target's {target.rms:.3g}"
+        evidence = (output, wanted)
+    elif target.rms > RATIO * scores.rms:
+        fact = f"the target's rms is {target.rms:.3g}, the output's {scores.rms:.3g}"
+        evidence = (wanted, output)
+    else:
+        return None
+    fact = f"the squared error starts at {loss.mean:.3g}: {fact}"
+    return _finding(study, term, Severity.WARNING, fact, evidence)
 
 
 def _finding(study: Study, term: LossTerm, severity: Severity, fact: str, evidence: tuple[Evidence, ...]) -> Finding:
@@ -109,9 +115,10 @@ def healthy() -> Subject:
 
 def _net(std: float | None) -> Subject:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
-    for layer in model[:4:2]:
-        nn.init.xavier_normal_(layer.weight, gain=1.6)  # type: ignore[arg-type]
+    first, second, head = nn.Linear(16, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+    for layer in (first, second):
+        nn.init.xavier_normal_(layer.weight, gain=1.6)
     if std is not None:
-        nn.init.normal_(model[4].weight, std=std)  # type: ignore[arg-type]
+        nn.init.normal_(head.weight, std=std)
+    model = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), head)
     return Subject(model, (torch.randn(64, 16), torch.arange(64) % 10), F.cross_entropy)

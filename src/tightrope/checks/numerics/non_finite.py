@@ -6,7 +6,8 @@ Law       a number of dtype t is finite below max(t) (65504 for float16, 3.4e38 
 Evidence  number and place of the non-finite elements in the first result whose own inputs are all finite; the range
           and dtype of those inputs. Parameters and data are looked at before operations, gradients last.
 Verdict   `fault`, always: the check counts, it does not estimate.
-Remedy    advice for the operation that failed: its stable form, a clamp, a wider dtype, a smaller scale.
+Remedy    for data, take what is missing as the feature's mean (`impute`); for an operation, advice: its stable form, a
+          clamp, a wider dtype, a smaller scale.
 Limits    minus infinity that a mask put into logits is meant, and so is an overflowing gradient of a loss that a
           gradient scaler has multiplied: the scaler skips that step. Neither is reported.
 References  Goldberg (1991), What every computer scientist should know about floating-point arithmetic, ACM Comput.
@@ -15,10 +16,11 @@ References  Goldberg (1991), What every computer scientist should know about flo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tightrope.checks.trace import JOINS, VIEWS
 from tightrope.finding import Evidence, Finding, Severity
@@ -29,12 +31,16 @@ from tightrope.tape.tape import Entry, Kind, Tape
 
 STAGE = "batch"
 EXPLAINS = ("exploding-signal", "exploding-gradient", "loss-at-init", "learning-rate-too-high")
-REMEDIES = ("stable-form",)
+REMEDIES = ("impute", "stable-form")
 
-MASKING = frozenset(("masked_fill", "where", "full", "full_like", "add", "mul", "triu", "tril", "log", "fill", "setitem"))
+MASKING = frozenset(
+    ("masked_fill", "where", "full", "full_like", "add", "mul", "triu", "tril", "log", "fill", "setitem")
+)
 """Calls that can put minus infinity in place of what a softmax shall not see."""
 TOLERANT = VIEWS | JOINS | MASKING | {"softmax", "log_softmax", "logsumexp", "max", "amax", "maximum", "topk", "argmax"}
 """Readers for which minus infinity is a number like any other."""
+FILLING = frozenset(("isnan", "isfinite", "isinf", "nan_to_num", "where", "masked_fill", "nanmean", "nansum"))
+"""Readers that find or replace what is not finite."""
 UNDEFINED = frozenset(("empty", "empty_like", "new_empty", "empty_strided"))
 """Calls whose result holds whatever the memory held."""
 SCALED = 2.0**8  # a factor on the loss from here on is a gradient scaler's (it starts at 2^16)
@@ -63,9 +69,11 @@ def _bad(tape: Tape, measurement: Measurement, number: int) -> bool:
     units = measurement.units.get(number)
     if units is None or not units.nonfinite:
         return False
+    readers = tape.readers.get(number, [])
+    if readers and all(entry.op in FILLING for entry in readers):
+        return False
     if units.masked < units.nonfinite:
         return True
-    readers = tape.readers.get(number, [])
     return not readers or not all(entry.op in TOLERANT for entry in readers)
 
 
@@ -74,7 +82,8 @@ def _scaled(tape: Tape, measurement: Measurement) -> bool:
     last = next((e for e in tape.entries if tape.loss in e.outputs), None)
     if last is None or last.op != "mul":
         return False
-    factors = [measurement.units[i].high for i in last.inputs if tape.values[i].kind is not Kind.RESULT and i in measurement.units]
+    outside = [i for i in last.inputs if tape.values[i].kind is not Kind.RESULT and i in measurement.units]
+    factors = [measurement.units[i].high for i in outside]
     factors += [float(a) for a in last.args if isinstance(a, (int, float))]
     return any(factor >= SCALED for factor in factors)
 
@@ -93,7 +102,7 @@ def _outside(study: Study, number: int, kind: str, units: Units) -> Finding:
 def _operation(study: Study, entry: Entry, number: int) -> Finding:
     units, tape = study.measurement.units[number], study.tape
     evidence = [Evidence("non-finite elements", units.nonfinite, 0.0)]
-    ranges = []
+    ranges: list[str] = []
     for i in dict.fromkeys(entry.inputs):
         found = study.measurement.units.get(i)
         if found is not None:
@@ -133,33 +142,20 @@ def _at(units: Units) -> str:
     return str(list(units.first_nonfinite or ()))
 
 
-class _Head(nn.Module):
-    """Class probabilities from far-out logits: exponentials, shifted by the row's maximum or not, over their sum."""
-
-    def __init__(self, shifted: bool) -> None:
-        super().__init__()
-        self.linear = nn.Linear(16, 4)
-        self.shifted = shifted
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = 200.0 * self.linear(x)
-        if self.shifted:
-            logits = logits - logits.amax(-1, keepdim=True)
-        e = logits.exp()
-        return e / e.sum(-1, keepdim=True)
-
-
-def _loss(p: Tensor, target: Tensor) -> Tensor:
-    return (p - nn.functional.one_hot(target, 4)).square().mean()
-
-
 def sick() -> Subject:
-    """A hand-written softmax whose exponential overflows."""
-    torch.manual_seed(0)
-    return Subject(_Head(False), (torch.randn(32, 16), torch.arange(32) % 4), _loss)
+    """A table with missing entries."""
+    return _net(math.nan)
 
 
 def healthy() -> Subject:
-    """The same softmax with the row's maximum taken off first."""
+    """The same table with zeros in their place."""
+    return _net(0.0)
+
+
+def _net(missing: float) -> Subject:
     torch.manual_seed(0)
-    return Subject(_Head(True), (torch.randn(32, 16), torch.arange(32) % 4), _loss)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    x = torch.randn(64, 8)
+    target = x[:, :1].clone()
+    x[::9, 3] = missing
+    return Subject(model, (x, target), nn.functional.mse_loss)

@@ -103,10 +103,11 @@ def healthy() -> Subject:
 
 def _net(bias: float) -> Subject:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
-    for layer in model[:4:2]:
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
-        nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
-    nn.init.constant_(model[2].bias, bias)  # type: ignore[arg-type]
+    first, second = nn.Linear(32, 64), nn.Linear(64, 64)
+    for layer in (first, second):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    nn.init.constant_(second.bias, bias)
+    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(64, 1))
     x = torch.randn(64, 32)
     return Subject(model, (x, x[:, :1].clone()), nn.functional.mse_loss)

@@ -1,14 +1,14 @@
 """`saturated-units`: bounded activations that sit on their flat ends.
 
-Law       the sweet spot of f is where |f'| is at least a tenth of its largest value: |z| < 1.82 for tanh, |z| < 3.64 for
-          the sigmoid. With z ~ N(mu, sigma^2) the share outside is Phi((low - mu) / sigma) + 1 - Phi((high - mu) / sigma);
-          the gradient through the layer shrinks by E[f'(z)^2], and for tanh half lies outside at sigma = 2.7.
+Law       the sweet spot of f is where |f'| is at least a tenth of its largest value: |z| < 1.82 for tanh, |z| < 3.64
+          for the sigmoid. With z ~ N(mu, sigma^2) the share outside is Phi((low - mu) / sigma) + 1 - Phi((high - mu) /
+          sigma); the gradient through the layer shrinks by E[f'(z)^2], and for tanh half lies outside at sigma = 2.7.
 Evidence  measured share of outputs outside the sweet spot, beside the share that the predicted law of z gives.
 Verdict   `warning` above 0.5, `fault` above 0.8, when the excess is more than three standard errors.
 Remedy    solve the weight scale so that z has unit scale (`initialize`); scale the inputs when they cause it; or an
           activation that does not saturate.
-Limits    gates (whose output multiplies another signal), attention and output heads are not judged: to be sure is
-          their task. The gates inside `torch.nn.LSTM` are not visible. Binary codes are meant to saturate.
+Limits    gates (whose output multiplies another signal), attention and output heads are not judged: to be sure is their
+          task. The gates inside `torch.nn.LSTM` are not visible. Binary codes are meant to saturate.
 References  Glorot, Bengio (2010), Understanding the difficulty of training deep feedforward neural networks, AISTATS;
           LeCun, Bottou, Orr, Mueller (1998), Efficient BackProp.
 """
@@ -88,8 +88,9 @@ def healthy() -> Subject:
 
 def _net(std: float) -> Subject:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
-    for layer in model[:4:2]:
-        nn.init.normal_(layer.weight, std=std)  # type: ignore[arg-type]
+    first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+    for layer in (first, second):
+        nn.init.normal_(layer.weight, std=std)
+    model = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), nn.Linear(64, 1))
     x = torch.randn(64, 64)
     return Subject(model, (x, x[:, :1].clone()), nn.functional.mse_loss)
