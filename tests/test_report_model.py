@@ -20,15 +20,17 @@ def finding(severity: Severity = Severity.FAULT) -> Finding:
     remedies = (Remedy("initialize", "Solve the scales", "tr.initialize(model, x)", "none", Safety.SAFE),)
     evidence = (Evidence("gain", 0.5, 1.0, 0.01, "per layer"), Evidence("loss", math.nan), Evidence("top", -math.inf))
     return Finding(
-        "a-check", severity, "net.0", "train.py:3", "a fact", evidence, 2, ("other",), None, (remedy,), 1, ("a", "b")
+        "a-check", severity, "net.0", "train.py:3", "a fact", evidence, 2, ("other",), None, remedies, 1, ("a",)
     )
 
 
 LAW = tr.Law(0.1, 0.2, 0.3, 0.4, 0.5, 0.01)
 BAD = tr.Law(math.nan, residual=math.inf)
 ROW = LawRow(3, "linear", "net.0", "train.py:3", (2, 4), False, LAW, BAD, None, LAW, -math.inf)
-REPORT = Report((finding(),), (ROW,), "Net", (1, 10), {"recorded": 1}, ("roll",), {1: 2.5, 10: math.nan}, {"torch": "x"},
-                "cmd", 1.5, ("a note",))  # fmt: skip
+LOSS = {1: 2.5, 10: math.nan}
+REPORT = Report(
+    (finding(),), (ROW,), "Net", (1, 10), {"recorded": 1}, ("roll",), LOSS, {"torch": "x"}, "cmd", 1.5, ("a note",)
+)
 
 
 def same(a: object, b: object) -> bool:

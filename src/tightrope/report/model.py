@@ -185,14 +185,13 @@ def rows(study: Study) -> list[LawRow]:
         for number in entry.outputs:
             value = study.tape.values[number]
             if value.is_float and (number in study.measurement.laws or number in study.forecast.laws):
-                made.append(
-                    LawRow(
-                        entry.index, entry.op, entry.module, str(study.tape.location(entry)), value.shape,
-                        entry.index in study.forecast.trivial, study.forecast.laws.get(number),
-                        study.measurement.laws.get(number), study.forecast.gradients.get(number),
-                        study.measurement.gradients.get(number), z.get(entry.index), entry.index in simulated,
-                    )  # fmt: skip
-                )
+                row = LawRow(
+                    entry.index, entry.op, entry.module, str(study.tape.location(entry)), value.shape,
+                    entry.index in study.forecast.trivial, study.forecast.laws.get(number),
+                    study.measurement.laws.get(number), study.forecast.gradients.get(number),
+                    study.measurement.gradients.get(number), z.get(entry.index), entry.index in simulated,
+                )  # fmt: skip
+                made.append(row)
     return made
 
 
