@@ -93,7 +93,7 @@ def _environment() -> Environment:
         "file": lambda location: Path(location.rpartition(":")[0]).name + ":" + location.rpartition(":")[2],
         "short": lambda value: f"{value:.4g}",
         "score": lambda z: story.pretty(f"{z:+.1f}" if abs(z) < 1000 else story.number(z)),
-        "dimensions": lambda shape: " × ".join(str(size) for size in shape),
+        "dimensions": lambda shape: "×".join(str(size) for size in shape),
     }
     environment.globals |= {"safety": {key.value: text for key, text in story.SAFETY.items()}}
     return environment
@@ -130,12 +130,16 @@ def gauge(item: Evidence) -> Gauge | None:
     if small > 0 and large / small >= 8:
         first, last = math.log10(small) - 0.6, math.log10(large) + 0.3
         marks = [math.log10(max(value, 10**first)) for value in (item.measured, low, high, item.expected)]
-        return Gauge(0.0, *(_share(mark, first, last) for mark in marks), True)
+        return _gauge([first, *marks], first, last, logarithmic=True)
     first, last = min(0.0, low, small), max(0.0, high, large)
     room = 0.08 * (last - first) or 1.0
     first, last = first - (room if first < 0 else 0.0), last + room
-    values = (0.0, item.measured, low, high, item.expected)
-    return Gauge(*(_share(value, first, last) for value in values), False)
+    return _gauge([0.0, item.measured, low, high, item.expected], first, last, logarithmic=False)
+
+
+def _gauge(values: Sequence[float], first: float, last: float, *, logarithmic: bool) -> Gauge:
+    zero, measured, low, high, expected = (_share(value, first, last) for value in values)
+    return Gauge(zero, measured, low, high, expected, logarithmic)
 
 
 def source(finding: Finding) -> tuple[tuple[int, str, bool], ...]:
@@ -165,7 +169,8 @@ def _lines(report: Report, told: Sequence[story.Group]) -> list[Line]:
     for n, (row, (predicted, measured)) in enumerate(zip(report.laws, readings, strict=True)):
         band = [_on(value, low, high) for value in (predicted.low, predicted.high)] if predicted else [None, None]
         bar = (band[0], band[1], _on(measured.value, low, high) if measured else None)
-        lines.append(Line(n, row, tuple(dict.fromkeys(flags.get(row.index, ()))), bar, _mix(row.measured or row.predicted)))
+        standing = tuple(dict.fromkeys(flags.get(row.index, ())))
+        lines.append(Line(n, row, standing, bar, _mix(row.measured or row.predicted)))
     return lines
 
 
@@ -192,13 +197,10 @@ def _data(wire: Wire) -> Markup:
 
 
 def _facts(point: Point) -> list[Any]:
-    return [
-        point.row, point.module or "top level", point.op, _text(point.predicted), _text(point.measured),
-        _text(point.gradient_predicted), _text(point.gradient_measured), "" if point.z is None else story.number(point.z),
-    ]  # fmt: skip
+    readings = (point.predicted, point.measured, point.gradient_predicted, point.gradient_measured)
+    z = "" if point.z is None else f"{point.z:+.1f}"
+    return [point.row, point.module or "top level", point.op, *map(_text, readings), z]
 
 
 def _text(value: Reading | None) -> str:
     return "" if value is None else story.pretty(story.number(value.value))
-
-

@@ -23,10 +23,10 @@ def terminal(check: Check, *, width: int = 100) -> str:
     column = max(len(section) for section in SECTIONS) + 2
     lines = [f"{check.name}: {check.title}", ""]
     for section in SECTIONS:
-        indent = " " * column
-        lines.append(textwrap.fill(check.page[section], width, initial_indent=f"{section:<{column}}", subsequent_indent=indent))
-    lines += ["", f"Judged {STAGES[check.stage]}." + (f" Explains {', '.join(check.explains)}." if check.explains else "")]
-    return "\n".join(lines) + "\n"
+        start = f"{section:<{column}}"
+        lines.append(textwrap.fill(check.page[section], width, initial_indent=start, subsequent_indent=" " * column))
+    explains = f" Explains {', '.join(check.explains)}." if check.explains else ""
+    return "\n".join([*lines, "", f"Judged {STAGES[check.stage]}.{explains}"]) + "\n"
 
 
 def markdown(check: Check) -> str:
@@ -80,11 +80,15 @@ def catalogue_markdown(checks: Iterable[Check]) -> str:
     for stage, when in STAGES.items():
         here = sorted((check for check in listed if check.stage == stage), key=lambda check: check.name)
         if here:
-            table = [f"| [{check.name}]({check.name}.md) | {check.title.replace('|', chr(92) + '|')} |" for check in here]
-            parts.append("\n".join([f"## Judged {when}", "", "| check | finds |", "|---|---|", *table]))
+            table = "".join(f"| [{check.name}]({check.name}.md) | {_cell(check.title)} |\n" for check in here)
+            parts.append(f"## Judged {when}\n\n| check | finds |\n|---|---|\n{table}".rstrip())
     return "\n\n".join(parts) + "\n"
 
 
 def _entry(check: Check, column: int, width: int) -> str:
     start = f"  {check.name:<{column - 2}}"
     return textwrap.fill(check.title, width, initial_indent=start, subsequent_indent=" " * column)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

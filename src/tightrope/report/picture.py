@@ -35,7 +35,8 @@ class Panel:
         name: "signal" or "gradient".
         top, height: in pixels.
         ticks: decades.
-        band, predicted, measured, errors, outside, simulated, broken: path data; x in points, y in pixels from `top`.
+        band, predicted, carried, measured, errors, outside, simulated, broken: path data; x in points, y in
+            pixels from `top`. `carried` is the measured part that differs between samples.
     """
 
     name: str
@@ -44,11 +45,17 @@ class Panel:
     ticks: tuple[Tick, ...]
     band: str
     predicted: str
+    carried: str
     measured: str
     errors: str
     outside: str
     simulated: str
     broken: str
+
+    @property
+    def empty(self) -> bool:
+        """Whether no finite number is to be shown."""
+        return not (self.predicted or self.errors)
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,6 @@ class Pennant:
     check: str
     severity: str
     place: str
-    first: float
-    last: float
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def draw(wire: Wire, told: Sequence[Group], simulated: frozenset[int], *, narrow
     heights = (190.0, 150.0) if narrow else (250.0, 200.0)
     margin = max(0.6, 0.015 * len(wire.points))
     levels = max((block.level for block in wire.blocks), default=0) + 1
-    blank = Panel("", 0, 0, (), "", "", "", "", "", "", "")
+    blank = Panel("", 0, 0, (), "", "", "", "", "", "", "", "")
     picture = Picture(
         width, 0, left, width - left - right, -margin, len(wire.points) + 2 * margin, 0, levels * BRACKET + 8,
         blank, blank, (), (), (),
@@ -141,13 +146,17 @@ def draw(wire: Wire, told: Sequence[Group], simulated: frozenset[int], *, narrow
     above = _pennants(wire, told, picture, "signal")
     below = _pennants(wire, told, picture, "gradient")
     top = 6 + LANE * (1 + max((p.y for p in above), default=-1))
-    scale = Scale.over([r for p in wire.points for r in (p.predicted, p.measured)], heights[0])
+    carried = [p.carried_measured for p in wire.points] if wire.signal.unit != "std" else []
+    scale = Scale.over([*carried, *(r for p in wire.points for r in (p.predicted, p.measured))], heights[0])
     signal = _panel("signal", wire.points, simulated, top, scale)
+    if carried:
+        signal = replace(signal, carried=_line(wire.points, lambda point: point.carried_measured, scale))
     strip = top + heights[0] + 6
     under = strip + picture.strip_height + 6
-    back = Scale.over([r for p in wire.points for r in (p.gradient_predicted, p.gradient_measured)], heights[1], down=True)
+    backward = [r for p in wire.points for r in (p.gradient_predicted, p.gradient_measured)]
+    back = Scale.over(backward, heights[1] if any(backward) else 56.0, down=True)
     gradient = _panel("gradient", wire.points, simulated, under, back)
-    end = under + heights[1]
+    end = under + back.height
     height = end + 8 + LANE * (1 + max((p.y for p in below), default=-1))
     flags = [replace(p, y=top - 14 - LANE * p.y, tip=top + _at(wire, p, scale, False)) for p in above]
     flags += [replace(p, y=end + 14 + LANE * p.y, tip=under + _at(wire, p, back, True)) for p in below]
@@ -169,7 +178,9 @@ class Scale:
     @classmethod
     def over(cls, readings: Sequence[Reading | None], height: float, *, down: bool = False) -> Scale:
         """The axis that holds these readings: at least two decades, some room at both ends."""
-        logs = [math.log10(reading.value) for reading in readings if reading is not None] or [0.0]
+        logs = [math.log10(reading.value) for reading in readings if reading is not None]
+        if not logs:
+            return cls(0.1, 0.9, height, down)
         low, high = min(logs), max(logs)
         room = max(0.08 * (high - low), (2 - (high - low)) / 2, 0.12)
         return cls(low - room, high + room, height, down)
@@ -198,7 +209,11 @@ def _panel(name: str, points: Sequence[Point], simulated: frozenset[int], top: f
     def measured(point: Point) -> Reading | None:
         return point.gradient_measured if backward else point.measured
 
-    inside, outside, guessed, errors, broken = [], [], [], [], []
+    inside: list[str] = []
+    outside: list[str] = []
+    guessed: list[str] = []
+    errors: list[str] = []
+    broken: list[str] = []
     for n, point in enumerate(points):
         x, reading = n + 0.5, measured(point)
         if reading is None:
@@ -210,7 +225,7 @@ def _panel(name: str, points: Sequence[Point], simulated: frozenset[int], top: f
         (guessed if point.row in simulated else inside if _meets(predicted(point), reading) else outside).append(dot)
     return Panel(
         name, top, scale.height, scale.ticks(), _band(points, predicted, scale), _line(points, predicted, scale),
-        "".join(inside), "".join(errors), "".join(outside), "".join(guessed), "".join(broken),
+        "", "".join(inside), "".join(errors), "".join(outside), "".join(guessed), "".join(broken),
     )  # fmt: skip
 
 
@@ -288,12 +303,8 @@ def _pennants(wire: Wire, told: Sequence[Group], picture: Picture, side: str) ->
             if lane == len(lanes):
                 lanes.append([])
             lanes[lane].append(pixel)
-            found.append(
-                Pennant(
-                    x, round(pixel, 1), lane, 0.0, group.number, flag.check, flag.severity.value,
-                    group.finding.module or "the input", max(flag.first, 0), flag.last + 1,
-                )  # fmt: skip
-            )
+            place = group.finding.module or "top level"
+            found.append(Pennant(x, round(pixel, 1), lane, 0.0, group.number, flag.check, flag.severity.value, place))
     return found
 
 

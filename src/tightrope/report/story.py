@@ -146,6 +146,14 @@ def sentence(text: str) -> str:
     return text.rstrip(" .;") + "."
 
 
+def fixing(report: Report) -> str:
+    """The command that applies the safe remedies; "" when none is safe or the report comes from no command."""
+    verb, _, rest = report.command.partition(" ")[2].partition(" ")
+    safe = any(remedy.safety is Safety.SAFE for finding in report.findings for remedy in finding.remedies)
+    fixed = {"run": "run --fix", "check": "fix"}.get(verb)
+    return f"tightrope {fixed} {rest}" if safe and fixed and report.command.startswith("tightrope ") else ""
+
+
 def agreement(wire: Wire) -> str:
     """How many measured tensors lie where they were predicted; "" when nothing was compared."""
     scores = [abs(point.z) for point in wire.points if point.z is not None]

@@ -15,7 +15,7 @@ from rich.text import Text
 from tightrope.finding import Remedy, Severity
 from tightrope.report import story
 from tightrope.report.model import Report
-from tightrope.report.wire import Point, Reading, Wire, build
+from tightrope.report.wire import Reading, Wire, build
 
 NARROW, WIDE = 80, 120  # columns
 LINES = 40  # of one screen
@@ -27,7 +27,14 @@ _ASCII = str.maketrans(
 )
 
 
-def render(report: Report, *, width: int | None = None, colour: bool | None = None, encoding: str | None = None) -> str:
+def render(
+    report: Report,
+    *,
+    width: int | None = None,
+    colour: bool | None = None,
+    encoding: str | None = None,
+    saved: str = "",
+) -> str:
     """The report as text for a terminal.
 
     Args:
@@ -36,6 +43,7 @@ def render(report: Report, *, width: int | None = None, colour: bool | None = No
         colour: whether to write ANSI colours; when None, whether standard output is a terminal and NO_COLOR is unset.
         encoding: of the stream that will take the text; that of standard output when None. What it cannot
             hold is written in ASCII.
+        saved: where the full report was written.
     """
     if width is None:
         width = shutil.get_terminal_size((100, 40)).columns
@@ -47,7 +55,7 @@ def render(report: Report, *, width: int | None = None, colour: bool | None = No
         file=stream, width=min(max(width, NARROW), WIDE), force_terminal=colour, no_color=not colour,
         color_system="standard" if colour else None, highlight=False, legacy_windows=False,
     )  # fmt: skip
-    console.print(Screen(report, plain=plain))
+    console.print(Screen(report, plain=plain, saved=saved))
     return stream.getvalue()
 
 
@@ -66,14 +74,15 @@ class Screen:
     Args:
         report: what to show.
         plain: write ASCII only.
+        saved: where the full report was written.
     """
 
-    def __init__(self, report: Report, *, plain: bool = False) -> None:
-        self.report, self.plain = report, plain
+    def __init__(self, report: Report, *, plain: bool = False, saved: str = "") -> None:
+        self.report, self.plain, self.saved = report, plain, saved
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(options.max_width, WIDE)
-        for line in screen(self.report, width - 4 if self.plain else width):
+        for line in screen(self.report, width - 4 if self.plain else width, saved=self.saved):
             if self.plain:
                 line = _ascii(line)
             line.truncate(width, overflow="crop" if self.plain else "ellipsis")
@@ -81,13 +90,13 @@ class Screen:
             yield line
 
 
-def screen(report: Report, width: int) -> list[Text]:
+def screen(report: Report, width: int, *, saved: str = "") -> list[Text]:
     """The lines of the screen."""
     wire = build(report)
     told = story.groups(report.findings)
     head = [_header(report, width), Text()]
     head += [*_courses(wire, width), Text()] if wire.points else []
-    tail = _closing(report, told)
+    tail = _closing(report, told, saved)
     if not told:
         return [*head, *_wrapped(story.verdict(report, wire), " ", width, most=4), *tail]
     room = LINES - len(head) - len(tail)
@@ -128,30 +137,21 @@ def _header(report: Report, width: int) -> Text:
 
 def _courses(wire: Wire, width: int) -> list[Text]:
     columns = 20 if width < 100 else 28
-    signal = [_mark(point, point.measured or point.predicted) for point in wire.points]
-    gradient = [_mark(point, point.gradient_measured or point.gradient_predicted) for point in wire.points]
+    broken = [not point.finite for point in wire.points]
     lines = []
-    for name, course, heights, arrow, unit in (
-        ("signal", wire.signal, signal, "→", "std"),
-        ("gradient", wire.gradient, gradient, "←", "rms"),
-    ):
+    for name, course, arrow, hue in (("signal", wire.signal, "→", "cyan"), ("gradient", wire.gradient, "←", "magenta")):
         if course.start is None or course.end is None:
             continue
-        ends = f"{unit} {story.number(course.start)} {arrow} {story.number(course.end)}"
-        hue = "cyan" if arrow == "→" else "magenta"
-        line = Text.assemble(f" {name:<9} x ", (sparkline(heights, columns), hue), " loss  ")
+        heights = [height or ("!" if lost else None) for height, lost in zip(course.heights, broken, strict=True)]
+        ends = f"{course.unit} {story.number(course.start)} {arrow} {story.number(course.end)}"
+        line = Text.assemble(f" {name:<9} x ", (sparkline(heights, columns), hue), " loss  ", ends)
         factor = _factor(course.trend.measured, course.trend.predicted, course.trend.error)
-        line.append(f"{ends:<26}" if line.cell_len + 28 + len(factor) <= width else ends)
         lines.append(line)
         if line.cell_len + 2 + len(factor) <= width:
             line.append(f"  {factor}")
         elif factor:
             lines.append(Text(" " * 13 + factor))
     return lines
-
-
-def _mark(point: Point, reading: Reading | None) -> Reading | str | None:
-    return reading if point.finite or reading is not None else "!"
 
 
 def _factor(measured: float | None, predicted: float | None, error: float | None) -> str:
@@ -207,15 +207,19 @@ def _remedy(remedy: Remedy, indent: str, width: int) -> list[Text]:
     return _wrapped(f"{label}{remedy.title}{more}", indent, width, "green")
 
 
-def _closing(report: Report, told: Sequence[story.Group]) -> list[Text]:
-    lines = [Text()] if report.notes or told else []
-    for note in report.notes[:3]:
-        lines.append(Text(f" note: {note}"))
+def _closing(report: Report, told: Sequence[story.Group], saved: str) -> list[Text]:
+    lines = [Text()] if report.notes or told or saved else []
+    lines += [Text(f" note: {note}") for note in report.notes[:3]]
     if len(report.notes) > 3:
         lines.append(Text(f" and {len(report.notes) - 3} more notes in the full report"))
+    steps = []
     if told:
-        lines.append(Text(f" why:  tightrope explain {told[0].finding.check}", "dim"))
-    return lines
+        steps.append(("why:", f"tightrope explain {told[0].finding.check}"))
+        fixing = story.fixing(report)
+        steps += [("apply the safe remedies:", fixing)] if fixing else []
+    steps += [("full report:", saved)] if saved else []
+    column = max((len(name) for name, _ in steps), default=0)
+    return lines + [Text.assemble((f" {name:<{column}}  ", "dim"), words) for name, words in steps]
 
 
 def _wrapped(text: str, indent: str, width: int, style: str = "", most: int = 2) -> list[Text]:
@@ -238,5 +242,3 @@ def _ascii(line: Text) -> Text:
         style = segment.spans[-1].style if segment.spans else segment.style
         result.append(segment.plain.translate(_ASCII).encode("ascii", "replace").decode(), style)
     return result
-
-

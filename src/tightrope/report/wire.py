@@ -2,7 +2,8 @@
 
 The points stand in the order of the tape, one for each result that is more than a view of another. Their
 heights are standard deviations (signal) and root mean squares (gradient), predicted with a band and
-measured with an error; both errors are standard deviations of the logarithm.
+measured with an error; both errors are standard deviations of the logarithm. The part of the signal that
+differs between samples is kept beside the whole: a bias holds the whole up where the data has long faded.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Point:
         row: position in `report.laws`.
         index, op, module, location: as in `LawRow`.
         layer: whether the operation carries weights, so that depth advances by one.
-        predicted, measured: standard deviation.
+        predicted, measured: standard deviation over all elements.
+        carried_predicted, carried_measured: standard deviation of what differs between samples.
         gradient_predicted, gradient_measured: rms of the loss's gradient.
         z: distance of measured from predicted std in standard errors.
         finite: whether everything measured is finite.
@@ -53,6 +55,8 @@ class Point:
     layer: bool
     predicted: Reading | None
     measured: Reading | None
+    carried_predicted: Reading | None
+    carried_measured: Reading | None
     gradient_predicted: Reading | None
     gradient_measured: Reading | None
     z: float | None
@@ -82,12 +86,16 @@ class Course:
 
     Attributes:
         trend: factor per layer, in the direction of travel.
+        unit: what the values are.
         start, end: first and last measured (else predicted) value in the order of the tape.
+        heights: measured, else predicted, at every point.
     """
 
     trend: Trend
+    unit: str
     start: float | None
     end: float | None
+    heights: tuple[Reading | None, ...]
 
 
 @dataclass(frozen=True)
@@ -140,14 +148,16 @@ def build(report: Report) -> Wire:
     points = tuple(_point(i, row, row.op in weighted) for i, row in enumerate(report.laws) if _shown(row))
     flags = tuple(_flag(finding, points) for finding in report.findings)
     layers = sum(point.layer for point in points)
-    signal = _course(points, "predicted", "measured", 1)
-    gradient = _course(points, "gradient_predicted", "gradient_measured", -1)
+    carried = _course(points, "carried_predicted", "carried_measured", 1, "std between samples")
+    whole = _course(points, "predicted", "measured", 1, "std")
+    signal = carried if _fades(carried, whole) else whole
+    gradient = _course(points, "gradient_predicted", "gradient_measured", -1, "rms")
     return Wire(points, _blocks([point.module for point in points]), flags, layers, signal, gradient)
 
 
-def reading(law: Law | None, *, gradient: bool = False) -> Reading | None:
-    """Std (or rms) of a law with the ends of its band; None when it is zero, missing or not finite."""
-    value = 0.0 if law is None else law.rms if gradient else law.std
+def reading(law: Law | None, quantity: str = "std") -> Reading | None:
+    """A quantity of a law ("std", "signal", "rms") with the ends of its band; None when zero, missing or not finite."""
+    value: float = 0.0 if law is None else getattr(law, quantity)
     if law is None or not math.isfinite(value) or value <= 0:
         return None
     spread = math.exp(min(BAND * law.error, 700.0)) if math.isfinite(law.error) else 1.0
@@ -163,12 +173,20 @@ def _point(i: int, row: LawRow, layer: bool) -> Point:
     return Point(
         i, row.index, row.op, row.module, row.location, layer,
         reading(row.predicted), reading(row.measured),
-        reading(row.predicted_gradient, gradient=True), reading(row.measured_gradient, gradient=True),
+        reading(row.predicted, "signal"), reading(row.measured, "signal"),
+        reading(row.predicted_gradient, "rms"), reading(row.measured_gradient, "rms"),
         row.z, all(law.finite for law in laws),
     )  # fmt: skip
 
 
-def _course(points: Sequence[Point], predicted: str, measured: str, direction: int) -> Course:
+def _fades(carried: Course, whole: Course) -> bool:
+    """Whether the part between samples ends, or begins, below half of the whole."""
+    ends = (carried.start, whole.start), (carried.end, whole.end)
+    known = sum(height is not None for height in carried.heights) > len(carried.heights) / 2
+    return known and any(part is not None and total is not None and part < 0.5 * total for part, total in ends)
+
+
+def _course(points: Sequence[Point], predicted: str, measured: str, direction: int, unit: str) -> Course:
     factors: dict[str, float | None] = {}
     errors: list[float] = []
     for name in (predicted, measured):
@@ -181,8 +199,9 @@ def _course(points: Sequence[Point], predicted: str, measured: str, direction: i
             errors = [max(widths, default=0.0) / (depth[-1] - depth[0])]
     factor = factors[predicted]
     trend = Trend(factor, factors[measured], factor * errors[0] if factor is not None and errors else None)
-    ends = [value for p in points if (value := getattr(p, measured) or getattr(p, predicted))]
-    return Course(trend, ends[0].value if ends else None, ends[-1].value if ends else None)
+    heights = tuple(getattr(point, measured) or getattr(point, predicted) for point in points)
+    ends = [height.value for height in heights if height is not None]
+    return Course(trend, unit, ends[0] if ends else None, ends[-1] if ends else None, heights)
 
 
 def _slope(depth: np.ndarray, logs: np.ndarray) -> float:
