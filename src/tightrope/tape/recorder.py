@@ -227,7 +227,7 @@ class Recorder(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _call(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in _IGNORED or not self._relevant(args, kwargs):
+        if name in _IGNORED or not self._relevant(function, args, kwargs):
             return self._run(function, name, args, kwargs)
         # Inputs are named before the call, because the call may overwrite them.
         arguments: Any = None
@@ -259,11 +259,11 @@ class Recorder(TorchFunctionMode):
             with torch.no_grad():
                 on_call(self.tape.entries[-1], args, kwargs)
 
-    def _relevant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _relevant(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Inside a module everything counts; outside, only what leads from a parameter to a loss."""
         if self.modules.stack:
             return True
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or getattr(function, "__module__", None) == "torch.nn.init":
             return False
         return any(isinstance(t, torch.Tensor) and t.requires_grad for t in tree_flatten((args, kwargs))[0])
 

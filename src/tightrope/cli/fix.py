@@ -1,0 +1,30 @@
+"""`tightrope fix`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from tightrope.cli.output import changes, report_options, write
+
+
+@click.command()
+@report_options
+@click.argument("factory")
+def command(factory: str, style: str, html: str | None, json_file: str | None) -> int:
+    """Check what FACTORY returns, apply the safe remedies to the live model and check again.
+
+    FACTORY is named as for `tightrope check`. The files and the exit code speak of the repaired model.
+    """
+    from tightrope.factory import fix_factory
+
+    before, after, applied = fix_factory(factory)
+    if style == "text":
+        print("before")
+        write(before, style=style, html=None, json_file=None, stream=sys.stdout)
+        print("\nafter")
+    write(after, style=style, html=html, json_file=json_file, stream=sys.stdout)
+    if style == "text":
+        changes(applied, sys.stdout)
+    return 0 if after.healthy else 1

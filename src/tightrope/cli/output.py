@@ -1,0 +1,63 @@
+"""The options that say where a report goes, and the writing of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tightrope.errors import InputError
+
+if TYPE_CHECKING:
+    from tightrope.finding import Finding, Remedy
+    from tightrope.report.model import Report
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def report_options(function: F) -> F:
+    """`--json`, `--html` and `--format`."""
+    formats = click.Choice(["text", "json", "none"])
+    function = click.option("--format", "style", type=formats, default="text", help="What to print.")(function)
+    function = click.option("--html", "html", metavar="FILE", help="Write the report as one offline HTML file.")(function)
+    return click.option("--json", "json_file", metavar="FILE", help="Write the report as data.")(function)
+
+
+def write(report: Report, *, style: str, html: str | None, json_file: str | None, stream: IO[str]) -> None:
+    """Print a report and write its files."""
+    if json_file:
+        _save(json_file, report.to_json())
+    if html:
+        _save(html, report.to_html())
+    if style == "json":
+        print(report.to_json(), file=stream)
+    elif style == "text":
+        from tightrope.report.terminal import render
+
+        colour = stream.isatty() and "NO_COLOR" not in os.environ
+        print(render(report, colour=colour, encoding=getattr(stream, "encoding", None)), file=stream, end="")
+
+
+def _save(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"write {file}", str(error.strerror), "Name a file in a folder that exists") from error
+
+
+def changes(applied: Sequence[tuple[Finding, Remedy]], stream: IO[str]) -> None:
+    """Print the lines that make the applied remedies permanent."""
+    print("applied in memory; to keep it, change:" if applied else "no safe remedy to apply", file=stream)
+    for finding, remedy in applied:
+        print(f"\n  {finding.check}: {remedy.title}  [{finding.location or 'the script'}]", file=stream)
+        print("\n".join(f"    {line}" for line in remedy.patch.splitlines()), file=stream)
+
+
+def say(line: str) -> None:
+    """A line for the user, beside whatever the script prints."""
+    sys.stdout.flush()
+    print(f"tightrope · {line}", file=sys.stderr, flush=True)
