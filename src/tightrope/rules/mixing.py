@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes, Role
+from tightrope.rules.sites import settled
 from tightrope.rules.state import DTYPE, State
 
 MAP_LIMIT = 300_000
@@ -54,10 +55,10 @@ def mixed(x: State, matrices: Mapping[int, Tensor], axes: Axes) -> State:
     size = math.prod(axes.shape) // max(axes.count(Role.SAMPLE), 1)
     for dim, matrix in matrices.items():
         resolved = size <= MAP_LIMIT or any(f.shape[dim] > 1 for f in fields.values())
-        even = bool((matrix.sum(1) - matrix.sum()).abs().max() < 1e-12) if matrix.shape[0] == 1 else _even(matrix)
+        even = _even(matrix)
         for name, field in fields.items():
             fields[name] = _along(field, dim, matrix, name, dim in independent[name], resolved and not even)
-    return State(axes, **fields, width=x.width)
+    return settled(State(axes, **fields, width=x.width))
 
 
 def _dims(x: State, matrices: Mapping[int, Tensor], *roles: Role) -> frozenset[int]:
@@ -87,6 +88,3 @@ def _along(field: Tensor, dim: int, matrix: Tensor, name: str, independent: bool
     if not resolve:
         sums = sums.mean(0, keepdim=True)
     return field * sums.reshape([-1 if d == dim else 1 for d in range(field.ndim)])
-
-
-__all__ = ["mixed", "window_average"]

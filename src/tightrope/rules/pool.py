@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightrope.roles import Role
 from tightrope.rules.elementwise import Adjoint
 from tightrope.rules.expectation import Latent, latent, levels
 from tightrope.rules.mixing import mixed, window_average
 from tightrope.rules.registry import Call, Gradients, rule
-from tightrope.rules.sites import collapsed
-from tightrope.rules.state import DTYPE, State
+from tightrope.rules.sites import collapsed, settled
+from tightrope.rules.state import State
 
 _AVERAGE = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 _ADAPTIVE = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
@@ -110,8 +109,7 @@ def max_pool(call: Call) -> State:
     sample = (sample - mean.square()).clamp(min=0)
     residual = (second - mean.square() - sample).clamp(min=0)
     call.saved.update(variable=variable, won=won, x=x)
-    mean, sample, residual = (f.reshape(f.shape) for f in (mean, sample, residual))
-    return State.of(call.axes[0], mean, sample=sample, residual=residual, width=x.width)
+    return settled(State.of(call.axes[0], mean, sample=sample, residual=residual, width=x.width))
 
 
 @max_pool.gradient
@@ -207,10 +205,3 @@ def _sizes(call: Call) -> dict[int, float]:
         sizes = (sizes[..., None] * more).reshape(-1)
     found, times = sizes.unique(return_counts=True)
     return {int(n): float(t) / sizes.numel() for n, t in zip(found, times, strict=True)}
-
-
-def _lp_axes(call: Call) -> Role:
-    return Role.SITE
-
-
-__all__ = ["DTYPE", "average_pool", "max_pool"]

@@ -43,3 +43,13 @@ def _normalised(call: Call, reader: Entry) -> bool:
     if reader.op in _MOVES:
         return all(_normalised(call, later) for number in reader.outputs for later in call.readers(number))
     return False
+
+
+def settled(state: State) -> State:
+    """A tensor without sites has no part that differs between them: its spread is the sample's, or constant."""
+    if any(axis.role is Role.SITE and axis.size > 1 for dim in state.axes.dims for axis in dim):
+        return state
+    return replace(
+        state, constant=state.constant + state.site, site=state.site * 0, sample=state.sample + state.residual,
+        residual=state.residual * 0,
+    )  # fmt: skip
