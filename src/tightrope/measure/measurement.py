@@ -12,7 +12,7 @@ from torch import Tensor
 from tightrope.law import Law
 from tightrope.measure.laws import arrange, estimate
 from tightrope.measure.probes import Features, Rows, attention_rows, features, softmax_rows, sweet_spot
-from tightrope.roles import Axes
+from tightrope.roles import Axes, Role
 from tightrope.tape.axes import infer, of_source
 from tightrope.tape.tape import Entry, Kind, Tape, Value
 
@@ -93,6 +93,8 @@ class Meter:
                 if tape.values[number].producer is None:
                     self.axes[number] = self._reread(tape, number, entry)
             self.axes.update(zip(entry.outputs, infer(tape, entry, self.axes), strict=True))
+        if self._of_data(tape, value, entry):
+            self._data.add(value.id)
         if value.is_float and tensor.numel():
             self.laws[value.id] = estimate(tensor, self.axes[value.id])
             self.units[value.id] = count_units(tensor, self.axes[value.id])
@@ -102,8 +104,7 @@ class Meter:
 
     def _probe(self, tape: Tape, value: Value, tensor: Tensor, entry: Entry | None) -> None:
         """What checks ask beyond the law."""
-        if self._of_data(tape, value, entry):
-            self._data.add(value.id)
+        if value.id in self._data:
             found = features(tensor, self.axes[value.id])
             if found is not None:
                 self.features[value.id] = found
@@ -121,9 +122,10 @@ class Meter:
     def _of_data(self, tape: Tape, value: Value, entry: Entry | None) -> bool:
         """Whether a value depends on the batch and on no parameter."""
         if entry is None:
-            return value.kind in (Kind.INPUT, Kind.KNOWN)
-        free = (Kind.INPUT, Kind.KNOWN, Kind.BUFFER)
-        return all(i in self._data or tape.values[i].kind in free for i in entry.inputs)
+            held = self.axes[value.id].count(Role.SAMPLE) > 1
+            return value.kind is Kind.INPUT or (value.kind is Kind.KNOWN and held)
+        free = all(i in self._data or tape.values[i].kind in (Kind.KNOWN, Kind.BUFFER) for i in entry.inputs)
+        return free and any(i in self._data for i in entry.inputs)
 
     def on_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if entry.op != "scaled_dot_product_attention" or len(args) < 2 or args[0].is_meta:

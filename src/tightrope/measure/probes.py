@@ -68,8 +68,8 @@ class SweetSpot:
 
 
 def features(x: Tensor, axes: Axes) -> Features | None:
-    """Scale of every feature; None when there is no sample, too many features or a non-finite number."""
-    if axes.count(Role.SAMPLE) < 2 or axes.count(Role.CHANNEL) > FEATURES:
+    """Scale of every feature; None when there are too many features or a non-finite number."""
+    if axes.count(Role.CHANNEL) > FEATURES:
         return None
     table = arrange(x, axes).double()
     spread, mean = torch.var_mean(table, (0, 1), correction=0)

@@ -44,7 +44,7 @@ def scale_head(study: Study, finding: Finding) -> Remedy | None:
     law = study.measurement.laws.get(term.scores) if term else None
     if term is None or law is None or not law.rms or finding.evidence[0].quantity == "rms of the target":
         return None
-    target = study.measurement.laws.get(term.target) if term.kind == "mse" and term.target is not None else None
+    target = study.measurement.laws.get(term.target) if term.kind in ("mse", "l1") and term.target is not None else None
     factor = (target.rms if target is not None else LOGIT_STD) / law.rms
     return Remedy(
         "scale-head", f"Scale the last layer by {factor:.3g}",

@@ -10,7 +10,7 @@ from tightrope.tape.tape import Entry, Kind, Ref, Tape
 
 NAMED = {
     "cross_entropy": "cross_entropy", "nll_loss": "nll", "binary_cross_entropy_with_logits": "bce_logits",
-    "binary_cross_entropy": "bce", "mse_loss": "mse",
+    "binary_cross_entropy": "bce", "mse_loss": "mse", "l1_loss": "l1", "smooth_l1_loss": "l1", "huber_loss": "l1",
 }  # fmt: skip
 
 
@@ -19,7 +19,7 @@ class LossTerm:
     """One loss on the tape.
 
     Attributes:
-        kind: `cross_entropy`, `nll`, `bce_logits`, `bce` or `mse`.
+        kind: `cross_entropy`, `nll`, `bce_logits`, `bce`, `mse` or `l1`.
         entry: the call.
         scores: id of what it is computed from.
         target: id of the target; None when it is no tensor of the tape.

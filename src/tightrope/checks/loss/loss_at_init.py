@@ -5,8 +5,8 @@ Law       scores that carry no information should say so: cross-entropy starts a
           classes). A squared error starts at E[y^2] + E[f^2]; standardised targets make that 1 + E[f^2].
 Evidence  the first recorded loss beside ln K or ln 2, with the standard error that the batch leaves; the scores'
           standard deviation; for a squared error the rms of output and target.
-Verdict   excess above 2 nats `warning`, above 10 `fault`, when it exceeds three standard errors; outputs or targets of
-          a squared error with rms above 30 that exceed the other five times, `warning`.
+Verdict   excess above 2 nats `warning`, above 10 `fault`, when it exceeds three standard errors; for a squared or
+          absolute error an output of rms above 5, or a target of rms above 30, five times the other one, `warning`.
 Remedy    scale the last layer down (`scale-head`); standardise the target of a squared error.
 Limits    only the first step is judged, and only a loss that is too high: a trained model starts low and rightly so. A
           loss with class weights or a sum over the batch has no such level and is passed over.
@@ -35,7 +35,8 @@ REMEDIES = ("scale-head", "standardize-target")
 
 WARNING, FAULT = 2.0, 10.0  # nats above ln K: logit std 2 and 4.5; library models at their default start below 1
 ERRORS = 3.0  # standard errors
-LARGE = 30.0  # rms of an output or target; trials: healthy unstandardised targets up to 5.4
+LARGE_OUTPUT = 5.0  # rms; library models at their default start below 2
+LARGE_TARGET = 30.0  # rms; trials: healthy unstandardised targets up to 5.4
 RATIO = 5.0  # between output and target
 
 
@@ -48,7 +49,7 @@ def judge(study: Study) -> Iterator[Finding]:
         scores = study.measurement.laws.get(term.scores)
         if loss is None or scores is None or not loss.finite or not scores.finite:
             continue
-        if term.kind == "mse":
+        if term.kind in ("mse", "l1"):
             finding = _squared(study, term, loss, scores)
         elif term.kind in ("cross_entropy", "bce_logits"):
             finding = _entropy(study, term, loss, scores)
@@ -80,19 +81,19 @@ def _entropy(study: Study, term: LossTerm, loss: Law, scores: Law) -> Finding | 
 
 def _squared(study: Study, term: LossTerm, loss: Law, scores: Law) -> Finding | None:
     target = study.measurement.laws.get(term.target) if term.target is not None else None
-    if target is None or max(scores.rms, target.rms) <= LARGE:
+    if target is None or not target.finite:
         return None
     output = Evidence("rms of the output", scores.rms, 1.0)
     wanted = Evidence("rms of the target", target.rms, 1.0)
-    if scores.rms > RATIO * target.rms:
+    if scores.rms > max(LARGE_OUTPUT, RATIO * target.rms):
         fact = f"the output's rms is {scores.rms:.3g}, the target's {target.rms:.3g}"
         evidence = (output, wanted)
-    elif target.rms > RATIO * scores.rms:
+    elif target.rms > max(LARGE_TARGET, RATIO * scores.rms):
         fact = f"the target's rms is {target.rms:.3g}, the output's {scores.rms:.3g}"
         evidence = (wanted, output)
     else:
         return None
-    fact = f"the squared error starts at {loss.mean:.3g}: {fact}"
+    fact = f"the {'squared' if term.kind == 'mse' else 'absolute'} error starts at {loss.mean:.3g}: {fact}"
     return _finding(study, term, Severity.WARNING, fact, evidence)
 
 
