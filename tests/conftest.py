@@ -7,7 +7,7 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--overwrite", action="store_true", help="rewrite golden files; read the diff before you commit it")
+    parser.addoption("--overwrite", action="store_true", help="rewrite golden files; read their diff")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -104,7 +104,7 @@ def test_sparkline_is_flat_for_a_level_signal_and_falls_for_a_fading_one() -> No
     assert len(set(level)) <= 2
     falling = terminal.sparkline([Reading(10.0**-i, 0, 0) for i in range(8)], 8)
     assert falling == "█▇▆▅▄▃▂▁"
-    assert terminal.sparkline([None, "!"], 2) == "  "
+    assert terminal.sparkline([None, "!"], 2) == " !"
     assert terminal.sparkline([Reading(1, 1, 1), "!", None], 3)[1:] == "! "
 
 

@@ -68,7 +68,7 @@ def render(report: Report) -> str:
     pictures = [picture.draw(wire, told, simulated, narrow=narrow) for narrow in (False, True)] if wire.points else []
     return _environment().get_template("report.html").render(
         report=report, wire=wire, pictures=pictures, verdict=story.verdict(report, wire),
-        tally=story.tally(report), agreement=story.agreement(wire), cards=[_card(group, wire) for group in told],
+        tally=story.tally(report), tensors=story.tensors(report), agreement=story.agreement(wire), cards=[_card(group, wire) for group in told],
         lines=_lines(report, told), components=COMPONENTS, data=_data(wire),
         style=_asset("report.css"), script=_asset("report.js"),
     )  # fmt: skip

@@ -21,12 +21,13 @@ _POWER = re.compile(r"\^(-?\w+|\([^()]*\))")
 def terminal(check: Check, *, width: int = 100) -> str:
     """The page of a check as text of at most `width` columns."""
     column = max(len(section) for section in SECTIONS) + 2
-    lines = [f"{check.name}: {check.title}", ""]
+    lines = [textwrap.fill(f"{check.name}: {check.title}", width), ""]
     for section in SECTIONS:
         start = f"{section:<{column}}"
         lines.append(textwrap.fill(check.page[section], width, initial_indent=start, subsequent_indent=" " * column))
     explains = f" Explains {', '.join(check.explains)}." if check.explains else ""
-    return "\n".join([*lines, "", f"Judged {STAGES[check.stage]}.{explains}"]) + "\n"
+    last = textwrap.fill(f"Judged {STAGES[check.stage]}.{explains}", width, break_on_hyphens=False)
+    return "\n".join([*lines, "", last]) + "\n"
 
 
 def markdown(check: Check) -> str:

@@ -217,7 +217,7 @@ def _panel(name: str, points: Sequence[Point], simulated: frozenset[int], top: f
     for n, point in enumerate(points):
         x, reading = n + 0.5, measured(point)
         if reading is None:
-            if not point.finite and not backward:
+            if not (point.gradient_finite if backward else point.finite):
                 broken.append(f"M{x} 0V{scale.height:.0f}")
             continue
         dot = f"M{x} {scale.y(reading.value):.1f}h.001"

@@ -56,10 +56,9 @@ def number(value: float, digits: int = 3) -> str:
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     if value == int(value) and abs(value) < 1e5:
         return str(int(value))
-    if 1e-3 <= abs(value) < 1e5:
-        places = digits - 1 - math.floor(math.log10(abs(value)))
-        text = f"{round(value, places):.{max(places, 0)}f}"
-        return text
+    rounded = float(f"{value:.{digits - 1}e}")
+    if 1e-3 <= abs(rounded) < 1e5:
+        return f"{rounded:.{max(digits - 1 - math.floor(math.log10(abs(rounded))), 0)}f}"
     return f"{value:.{digits - 1}e}"
 
 
@@ -144,6 +143,16 @@ def tally(report: Report) -> str:
 def sentence(text: str) -> str:
     """The text with one full stop at its end."""
     return text.rstrip(" .;") + "."
+
+
+def tensors(report: Report) -> str:
+    """How many tensors were recorded, and how many of them predicted, simulated, unknown; zeros are left out."""
+    counts = report.tensors
+    recorded = counts.get("recorded", len(report.laws))
+    if recorded and counts.get("predicted") == recorded:
+        return f"{recorded} tensors, all predicted"
+    parts = [f"{counts[name]} {name}" for name in ("predicted", "simulated", "unknown") if counts.get(name)]
+    return ", ".join([f"{recorded} tensors", *parts])
 
 
 def fixing(report: Report) -> str:

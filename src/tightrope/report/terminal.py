@@ -106,9 +106,7 @@ def screen(report: Report, width: int, *, saved: str = "") -> list[Text]:
 def sparkline(readings: Sequence[Reading | str | None], columns: int) -> str:
     """Heights on a log scale of at least two decades; a text in place of a reading is shown as it is."""
     logs = [math.log10(item.value) for item in readings if isinstance(item, Reading)]
-    if not logs:
-        return " " * columns
-    low, high = min(logs), max(logs)
+    low, high = (min(logs), max(logs)) if logs else (0.0, 0.0)
     if high - low < 2:
         low, high = (low + high) / 2 - 1, (low + high) / 2 + 1
     signs = ""
@@ -125,10 +123,7 @@ def sparkline(readings: Sequence[Reading | str | None], columns: int) -> str:
 
 
 def _header(report: Report, width: int) -> Text:
-    counts = report.tensors
-    steps = ", ".join(str(step) for step in report.steps)
-    parts = [f"{counts.get(name, 0)} {name}" for name in ("predicted", "simulated", "unknown")]
-    facts = f"step {steps}: {counts.get('recorded', len(report.laws))} tensors, {', '.join(parts)}"
+    facts = f"step {', '.join(str(step) for step in report.steps)} · {story.tensors(report)}"
     seconds = f"{story.number(round(report.seconds, 2), 2)} s"
     line = Text.assemble(("tightrope", "bold"), " · ", (report.title, "bold"), " · ", facts)
     line.truncate(width - len(seconds) - 2, overflow="ellipsis")
@@ -137,12 +132,17 @@ def _header(report: Report, width: int) -> Text:
 
 def _courses(wire: Wire, width: int) -> list[Text]:
     columns = 20 if width < 100 else 28
-    broken = [not point.finite for point in wire.points]
+    finite = [point.finite for point in wire.points], [point.gradient_finite for point in wire.points]
     lines = []
-    for name, course, arrow, hue in (("signal", wire.signal, "→", "cyan"), ("gradient", wire.gradient, "←", "magenta")):
+    for name, course, arrow, hue, whole in (
+        ("signal", wire.signal, "→", "cyan", finite[0]),
+        ("gradient", wire.gradient, "←", "magenta", finite[1]),
+    ):
+        heights = [height or (None if fine else "!") for height, fine in zip(course.heights, whole, strict=True)]
         if course.start is None or course.end is None:
+            if not all(whole):
+                lines.append(Text(f" {name:<9} x {'!' * min(columns, len(heights))} loss  not finite"))
             continue
-        heights = [height or ("!" if lost else None) for height, lost in zip(course.heights, broken, strict=True)]
         ends = f"{course.unit} {story.number(course.start)} {arrow} {story.number(course.end)}"
         line = Text.assemble(f" {name:<9} x ", (sparkline(heights, columns), hue), " loss  ", ends)
         factor = _factor(course.trend.measured, course.trend.predicted, course.trend.error)

@@ -44,7 +44,7 @@ class Point:
         carried_predicted, carried_measured: standard deviation of what differs between samples.
         gradient_predicted, gradient_measured: rms of the loss's gradient.
         z: distance of measured from predicted std in standard errors.
-        finite: whether everything measured is finite.
+        finite, gradient_finite: whether what was measured is finite.
     """
 
     row: int
@@ -61,6 +61,7 @@ class Point:
     gradient_measured: Reading | None
     z: float | None
     finite: bool = True
+    gradient_finite: bool = True
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,17 @@ def _shown(row: LawRow) -> bool:
 
 
 def _point(i: int, row: LawRow, layer: bool) -> Point:
-    laws = [law for law in (row.measured, row.measured_gradient) if law is not None]
     return Point(
         i, row.index, row.op, row.module, row.location, layer,
         reading(row.predicted), reading(row.measured),
         reading(row.predicted, "signal"), reading(row.measured, "signal"),
         reading(row.predicted_gradient, "rms"), reading(row.measured_gradient, "rms"),
-        row.z, all(law.finite for law in laws),
+        row.z, _finite(row.measured), _finite(row.measured_gradient),
     )  # fmt: skip
+
+
+def _finite(law: Law | None) -> bool:
+    return law is None or law.finite
 
 
 def _fades(carried: Course, whole: Course) -> bool:
