@@ -125,8 +125,8 @@ def autoencoder() -> Subject:
 def lenet() -> Subject:
     """An MNIST-like script's net, on images in [0, 1] that are mostly zero."""
     model = nn.Sequential(
-        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten(),
-        nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10), nn.LogSoftmax(1),
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
+        nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10), nn.LogSoftmax(1),
     )  # fmt: skip
     x = torch.rand(32, 1, 28, 28) * (torch.rand(32, 1, 28, 28) > 0.8)
     return model, (x, torch.arange(32) % 10), F.nll_loss
@@ -141,7 +141,8 @@ MODELS: dict[str, Callable[[], Subject]] = {
     "gpt2": language("gpt2"), "bert": language("bert"), "llama": language("llama"), "t5": language("t5"),
     "mlp-relu": mlp(3, 256, nn.ReLU), "mlp-tanh": mlp(3, 256, nn.Tanh), "mlp-gelu": mlp(3, 256, nn.GELU),
     "mlp-sigmoid": mlp(2, 256, nn.Sigmoid), "lstm": recurrent(nn.LSTM), "gru": recurrent(nn.GRU),
-    "rnn": recurrent(nn.RNN), "transformer": transformer, "encoder": encoder, "autoencoder": autoencoder, "lenet": lenet,
+    "rnn": recurrent(nn.RNN), "transformer": transformer, "encoder": encoder, "autoencoder": autoencoder,
+    "lenet": lenet,
 }  # fmt: skip
 
 

@@ -39,7 +39,8 @@ def torchvision() -> None:
         if parent:
             setattr(sys.modules[parent], child, module)
     modes = Enum(
-        "InterpolationMode", {m: m.lower() for m in ("NEAREST", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")}
+        "InterpolationMode",
+        {m: m.lower() for m in ("NEAREST", "NEAREST_EXACT", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")},
     )
     for name in ("torchvision.transforms", "torchvision.transforms.functional"):
         sys.modules[name].InterpolationMode = modes  # type: ignore[attr-defined]

@@ -116,6 +116,38 @@ def test_control_flow_on_token_ids_works() -> None:
     assert "long" in modules[1]
 
 
+def test_known_tensors_stay_known_after_they_met_a_weight() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(9, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            places = torch.arange(ids.shape[1])
+            x = self.table(ids) + self.table(places)
+            return x if bool((places.diff() == 1).all()) else -x
+
+    assert [e.op for e in trace(Twice(), torch.ones(2, 5).long()).entries if e.op == "neg"] == []
+
+
+def test_a_real_tensor_that_a_weight_is_written_into_is_real_no_more() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = torch.zeros(8, 2, 4)
+            out[:, 0] = self.layer(x)
+            out[:, 1] = self.layer(x) * 2
+            return out * 3
+
+    model, x = Writing(), torch.randn(8, 4)
+    tape = trace(model, x)
+    assert [e.op for e in tape.entries][-4:] == ["setitem", "mul", "mul", "sum"]
+    assert tape.values[tape.entries[-3].inputs[0]].kind is Kind.RESULT
+
+
 def test_control_flow_on_an_activation_says_why_it_cannot_be_predicted() -> None:
     class Peeking(nn.Module):
         def __init__(self) -> None:

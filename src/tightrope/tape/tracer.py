@@ -26,6 +26,7 @@ class Tracer(Recorder):
         super().__init__(**options)
         self._numbers = content or {}
         self._stand_ins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._overwritten: set[int] = set()
 
     def _content(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._numbers.get(id(tensor), tensor).detach()
@@ -52,11 +53,12 @@ class Tracer(Recorder):
         if overwritten and isinstance(args[0], torch.Tensor) and not args[0].is_meta:
             # A real tensor was overwritten with something abstract: from here on its stand-in is meant.
             self._stand_ins[id(args[0])] = (args[0], meta_args[0])
+            self._overwritten.add(id(args[0]))
             return None if name == "setitem" else args[0]
         return result
 
     def _is_abstract(self, tensor: torch.Tensor) -> bool:
-        return tensor.is_meta or id(tensor) in self._stand_ins or isinstance(tensor, torch.nn.Parameter)
+        return tensor.is_meta or id(tensor) in self._overwritten or isinstance(tensor, torch.nn.Parameter)
 
 
 def _off_meta(x: Any) -> Any:
