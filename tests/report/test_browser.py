@@ -70,8 +70,8 @@ def test_page_fits_a_phone(made: SimpleNamespace, tmp_path: Path) -> None:
     frame = tmp_path / "frame.html"
     frame.write_text(
         f'<iframe id="f" style="width:400px;height:900px;border:0" srcdoc="{_quoted(page)}"></iframe><script>'
-        "f.onload = () => { const d = f.contentDocument.documentElement; document.title = 'over ' + (d.scrollWidth - d.clientWidth) }"
-        "</script>",
+        "f.onload = () => { const d = f.contentDocument.documentElement;"
+        "document.title = 'over ' + (d.scrollWidth - d.clientWidth) }</script>",
         "utf-8",
     )
     dom = browse(frame, "--dump-dom", "--window-size=800,1000", home=tmp_path / "home")

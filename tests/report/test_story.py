@@ -15,8 +15,8 @@ from tightrope.report.wire import build
     ("value", "text"),
     [
         (0.3333, "0.333"), (2.0, "2"), (0.0, "0"), (1234.5, "1230"), (12355.6, "12400"), (3.14159e-7, "3.14e-07"),
-        (-0.5, "-0.500"), (0.9999, "1.00"), (math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan"), (5e12, "5.00e+12"),
-        (0.00999999, "0.0100"), (64, "64"),
+        (-0.5, "-0.500"), (0.9999, "1.00"), (math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan"),
+        (5e12, "5.00e+12"), (0.00999999, "0.0100"), (64, "64"),
     ],
 )  # fmt: skip
 def test_numbers_have_three_significant_digits(value: float, text: str) -> None:

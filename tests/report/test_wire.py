@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -86,7 +87,7 @@ def test_flags_stand_at_their_entry_and_span_their_modules(made: SimpleNamespace
 
 def test_non_finite_points_are_marked(broken: Report) -> None:
     drawn = wire.build(broken)
-    assert [point.op for point in drawn.points if not point.finite][0] == "log"
+    assert next(point.op for point in drawn.points if not point.finite) == "log"
     shown = picture.draw(drawn, story.groups(broken.findings), frozenset())
     assert shown.signal.broken
     assert shown.gradient.empty
@@ -119,5 +120,5 @@ def test_labels_of_a_level_do_not_overlap(made: SimpleNamespace) -> None:
     shown = picture.draw(wire.build(made.report(rows=600, factor=1.01)), [], frozenset())
     edges = sorted((label.pixel, len(label.shown) * picture.CHARACTER / 2) for label in shown.labels if label.shown)
     assert len(edges) > 5
-    for (left, half), (right, other) in zip(edges, edges[1:], strict=False):
+    for (left, half), (right, other) in itertools.pairwise(edges):
         assert left + half <= right - other

@@ -39,7 +39,8 @@ def write(report: Report, *, style: str, html: str | None, json_file: str | None
         from tightrope.report.terminal import render
 
         colour = stream.isatty() and "NO_COLOR" not in os.environ
-        print(render(report, colour=colour, encoding=getattr(stream, "encoding", None)), file=stream, end="")
+        text = render(report, colour=colour, encoding=getattr(stream, "encoding", None), saved=html or "")
+        print(text, file=stream, end="")
 
 
 def _save(file: str, text: str) -> None:

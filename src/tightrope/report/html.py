@@ -66,12 +66,24 @@ def render(report: Report) -> str:
     told = story.groups(report.findings)
     simulated = frozenset(n for n, row in enumerate(report.laws) if row.simulated)
     pictures = [picture.draw(wire, told, simulated, narrow=narrow) for narrow in (False, True)] if wire.points else []
-    return _environment().get_template("report.html").render(
-        report=report, wire=wire, pictures=pictures, verdict=story.verdict(report, wire),
-        tally=story.tally(report), tensors=story.tensors(report), agreement=story.agreement(wire), cards=[_card(group, wire) for group in told],
-        lines=_lines(report, told), components=COMPONENTS, data=_data(wire),
-        style=_asset("report.css"), script=_asset("report.js"),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            report=report,
+            wire=wire,
+            pictures=pictures,
+            verdict=story.verdict(report, wire),
+            tally=story.tally(report),
+            tensors=story.tensors(report),
+            agreement=story.agreement(wire),
+            cards=[_card(group, wire) for group in told],
+            lines=_lines(report, told),
+            data=_data(wire),
+            style=_asset("report.css"),
+            script=_asset("report.js"),
+        )
+    )
 
 
 def notebook(report: Report) -> str:
