@@ -140,7 +140,8 @@ class Recorder(TorchFunctionMode):
         self.tape = Tape(modules=self.modules.info)
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._hooks: list[Any] = []
-        self._hooked: set[int] = set()
+        self._hooked: dict[int, Any] = {}
+        self._versions: dict[int, int] = {}
         self.raised: str | None = None
         self._next = self._count = 0
         self._held = 0
@@ -229,24 +230,26 @@ class Recorder(TorchFunctionMode):
     def _call(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name in _IGNORED or not self._relevant(function, args, kwargs):
             return self._run(function, name, args, kwargs)
-        # Inputs are named before the call, because the call may overwrite them.
         arguments: Any = None
-        with self._guarded():
-            arguments = tree_map(lambda x: Ref(self._value(x)) if isinstance(x, torch.Tensor) else x, (args, kwargs))
-        try:
-            result = self._run(function, name, args, kwargs)
-        except Exception:
-            self.raised = f"in {name} of {self.modules.path or 'the model'} ({locate(sys._getframe(2))})"
-            raise
+        if is_inplace(function, args, kwargs) or "out" in kwargs:  # the call overwrites one of its inputs
+            with self._guarded():
+                arguments = self._named(args, kwargs)
+        result = self._run(function, name, args, kwargs)
         with self._guarded():
             self._made(function, name, args, kwargs, arguments, result)
         return result
 
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments with their tensors replaced by references."""
+        return tree_map(lambda x: Ref(self._value(x)) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+
     def _made(self, function: Any, name: str, args: Any, kwargs: dict[str, Any], arguments: Any, result: Any) -> None:
         """A call has returned: write it down."""
         tensors = [t for t in tree_flatten(args[0] if name == "setitem" else result)[0] if isinstance(t, torch.Tensor)]
-        if arguments is None or not tensors:
+        if not tensors:
             return
+        if arguments is None:
+            arguments = self._named(args, kwargs)
         self._append(function, name, arguments, tensors, is_inplace(function, args, kwargs))
         self._tell(args, kwargs)
         if len(self.tape.entries) >= self._collect_at or self._held >= COLLECT_BYTES:
@@ -309,7 +312,9 @@ class Recorder(TorchFunctionMode):
     def collect(self) -> None:
         """Forget what no living tensor depends on, so that a long way to the first backward pass stays small."""
         self._known = {key: held for key, held in self._known.items() if held[0]() is not None}
-        self._hooked &= self._known.keys()
+        for table in (self._hooked, self._versions):
+            for key in table.keys() - self._known.keys():
+                del table[key]
         kept = self.tape.ancestors(*(number for _, number in self._known.values()))
         entries = [entry for entry in self.tape.entries if kept.intersection(entry.outputs)]
         kept.update(number for entry in entries for number in entry.outputs)
@@ -333,7 +338,9 @@ class Recorder(TorchFunctionMode):
         """The id of a tensor's current value; one from outside is given an id now."""
         held = self._known.get(id(tensor))
         if held is not None and held[0]() is tensor:
-            return held[1]
+            version = self._versions.get(id(tensor))
+            if version is None or version == tensor._version:
+                return held[1]
         samples = self.tape.samples
         if tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)):
             name: str | None = self.modules.parameters.get(id(tensor)) or variable(tensor)
@@ -346,6 +353,8 @@ class Recorder(TorchFunctionMode):
         else:
             name, kind = None, Kind.KNOWN
         value = self._new(tensor, kind, name=name)
+        if kind is Kind.PARAMETER and not tensor.is_inference():  # an update that is not recorded makes another value of it
+            self._versions[id(tensor)] = tensor._version
         if samples is None and kind in (Kind.INPUT, Kind.KNOWN) and tensor.ndim > 0:
             self.tape.samples = tensor.shape[0]
         self._observe(value, tensor, None)
@@ -374,16 +383,16 @@ class Recorder(TorchFunctionMode):
             observer.on_value(self.tape, value, tensor.detach(), entry)
         if not tensor.requires_grad or not value.is_float:
             return
-        if tensor.is_leaf:
-            if id(tensor) in self._hooked:
-                return
-            self._hooked.add(id(tensor))
+        if tensor.is_leaf and id(tensor) in self._hooked:
+            self._hooked[id(tensor)].remove()
 
         def on_gradient(gradient: torch.Tensor) -> None:
             with torch.no_grad(), self._guarded():
                 observer.on_gradient(value, gradient.detach())
 
         self._hooks.append(tensor.register_hook(on_gradient))
+        if tensor.is_leaf:
+            self._hooked[id(tensor)] = self._hooks[-1]
 
     # -- backward --------------------------------------------------------------------------------
 
