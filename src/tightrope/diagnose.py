@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from tightrope.checks.registry import all_checks
 from tightrope.finding import Finding
+from tightrope.remedies.registry import prescribe
 from tightrope.study import Study
 
 
@@ -22,7 +23,10 @@ def diagnose(studies: Sequence[Study], only: Sequence[str] | None = None) -> lis
     for study in studies:
         for check in checks:
             for finding in check.judge(study):
-                found.setdefault((finding.check, finding.module), replace(finding, step=study.step))
+                key = (finding.check, finding.module)
+                if key not in found:
+                    remedies = finding.remedies or prescribe(study, finding, check.remedies)
+                    found[key] = replace(finding, step=study.step, remedies=remedies)
     return order(list(found.values()))
 
 

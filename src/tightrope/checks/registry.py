@@ -4,10 +4,10 @@ A check module has
     __doc__        the page: a first line "`name`: what is wrong.", then the sections of `SECTIONS`
     STAGE          when it can be judged: "graph" (before data), "batch" (one step), "run" (several steps)
     EXPLAINS       names of the checks whose findings are echoes of this one
+    REMEDIES       names of the remedies that cure it, best first (`tightrope.remedies`)
     judge(...)     yields findings; the annotations of its parameters say what it reads (parts of a `Study`)
     sick()         the smallest `Subject` that triggers it
     healthy()      the nearest `Subject` that must not
-    Findings name their remedies in `Finding.remedies`, made by `tightrope.remedies`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Check:
         page: section texts by name.
         stage: "graph", "batch" or "run".
         explains: checks whose findings are echoes of this one.
+        remedies: names of the remedies that cure it, best first.
         module: where it is written.
     """
 
@@ -47,6 +48,7 @@ class Check:
     page: dict[str, str]
     stage: str
     explains: tuple[str, ...]
+    remedies: tuple[str, ...]
     module: ModuleType
 
     def judge(self, study: Study) -> list[Finding]:
@@ -92,7 +94,7 @@ def get(name: str) -> Check:
 
 def _read(module: ModuleType) -> Check:
     where = module.__file__ or module.__name__
-    for needed in ("STAGE", "EXPLAINS", "sick", "healthy"):
+    for needed in ("STAGE", "EXPLAINS", "REMEDIES", "sick", "healthy"):
         if not hasattr(module, needed):
             raise RegistryError(f"read the check in {where}", f"it has no {needed}", f"Define {needed}")
     lines = inspect.cleandoc(module.__doc__ or "").splitlines()
@@ -112,7 +114,7 @@ def _read(module: ModuleType) -> Check:
         raise RegistryError(
             f"read the page in {where}", f"its sections are {tuple(page)}", f"Write {SECTIONS}, in order"
         )
-    return Check(head[1], head[2], page, module.STAGE, tuple(module.EXPLAINS), module)
+    return Check(head[1], head[2], page, module.STAGE, tuple(module.EXPLAINS), tuple(module.REMEDIES), module)
 
 
 __all__: list[str] = ["Check", "all_checks", "get"]

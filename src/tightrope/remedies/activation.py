@@ -6,12 +6,14 @@ from torch import nn
 
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.live import replacing
+from tightrope.remedies.registry import remedy
 from tightrope.study import Study
 
 SLOPE = 0.1
 """Of the negative side: a dead unit gets a tenth of the gradient of a living one, enough to come back."""
 
 
+@remedy("leaky-activation")
 def leaky_activation(study: Study, finding: Finding) -> Remedy | None:
     """Put a rectifier with a slope on its negative side in the place of the one whose units are silent."""
     return Remedy(
@@ -21,6 +23,7 @@ def leaky_activation(study: Study, finding: Finding) -> Remedy | None:
     )  # fmt: skip
 
 
+@remedy("swap-activation")
 def swap_activation(study: Study, finding: Finding) -> Remedy | None:
     """Put an activation that does not saturate in the place of the bounded one."""
     return Remedy(

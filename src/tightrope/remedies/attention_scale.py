@@ -12,12 +12,14 @@ from tightrope.checks.attention.unscaled_attention import Attention, attentions
 from tightrope.checks.trace import VIEWS, origin, producers
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.live import parameter
+from tightrope.remedies.registry import remedy
 from tightrope.study import Study
 from tightrope.tape.tape import Entry, Kind, Ref
 
 _CASTS = frozenset(("float", "half", "double", "bfloat16", "to", "type", "type_as", "cpu", "cuda"))
 
 
+@remedy("attention-scale")
 def attention_scale(study: Study, finding: Finding) -> Remedy | None:
     """Scale the logits; in memory the rows of the query projection that make the queries are scaled instead.
 

@@ -11,6 +11,7 @@ from tightrope.checks.loss.heads import LossTerm, loss_terms
 from tightrope.checks.trace import CHANCE, VIEWS, origin, producers, weight_of
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.live import parameter, replacing
+from tightrope.remedies.registry import remedy
 from tightrope.study import Study
 from tightrope.tape.tape import Entry, Kind
 
@@ -19,6 +20,7 @@ LOGIT_STD = 0.5
 _ACTIVATIONS = (nn.Softmax, nn.Sigmoid, nn.LogSoftmax, nn.Softmax2d)
 
 
+@remedy("remove-softmax")
 def remove_softmax(study: Study, finding: Finding) -> Remedy | None:
     """Take away the activation between the scores and a loss that has its own; or name the loss that fits."""
     entry = next((e for e in study.tape.entries if e.index == finding.index), None)
@@ -38,6 +40,7 @@ def remove_softmax(study: Study, finding: Finding) -> Remedy | None:
     return Remedy("remove-softmax", title, patch, cost, Safety.SAFE if action else Safety.REVIEW, action)
 
 
+@remedy("scale-head")
 def scale_head(study: Study, finding: Finding) -> Remedy | None:
     """Scale the last layer so that its scores say little before they know anything."""
     term = _term(study, finding)
@@ -53,6 +56,7 @@ def scale_head(study: Study, finding: Finding) -> Remedy | None:
     )  # fmt: skip
 
 
+@remedy("standardize-target")
 def standardize_target(study: Study, finding: Finding) -> Remedy | None:
     """Say how to bring the target of a squared error to unit scale."""
     if finding.evidence[0].quantity != "rms of the target":

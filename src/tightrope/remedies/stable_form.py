@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tightrope.finding import Finding, Remedy, Safety
+from tightrope.remedies.registry import remedy
 from tightrope.study import Study
 
 FORMS = {
@@ -23,6 +24,7 @@ OTHER = (
 )
 
 
+@remedy("stable-form")
 def stable_form(study: Study, finding: Finding) -> Remedy | None:
     """Name the stable form of the operation that lost a finite number."""
     entry = next((e for e in study.tape.entries if e.index == finding.index), None)

@@ -9,6 +9,7 @@ from torch import nn
 
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.nn.standardize import Standardize
+from tightrope.remedies.registry import remedy
 from tightrope.study import Study
 from tightrope.tape.tape import Entry, Kind
 
@@ -17,6 +18,7 @@ LEARN = 4096
 _IMAGES = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "conv_transpose1d": 1, "conv_transpose2d": 1, "conv_transpose3d": 1}
 
 
+@remedy("standardize")
 def standardize(study: Study, finding: Finding) -> Remedy | None:
     """Put a fitted `tightrope.nn.Standardize` before the weight that reads the data.
 
@@ -27,6 +29,7 @@ def standardize(study: Study, finding: Finding) -> Remedy | None:
     return _remedy(study, reader, "standardize", "Standardise the input on the training data, inside the model")
 
 
+@remedy("impute")
 def impute(study: Study, finding: Finding) -> Remedy | None:
     """Put a `tightrope.nn.Standardize` that takes NaN and infinity as missing before the weight that reads the data."""
     units = study.measurement.units
