@@ -24,7 +24,7 @@ const clip = document.documentElement;
 seen.overflow = clip.scrollWidth - clip.clientWidth;
 const head = [...document.querySelectorAll("thead button")].find((b) => b.textContent === "std measured");
 head.click(); head.click();
-seen.sorted = [...document.querySelectorAll("tbody tr")].map((r) => +r.cells[6].dataset.v).filter((v) => !isNaN(v));
+seen.sorted = [...document.querySelectorAll("tbody tr")].map((r) => +r.cells[4].dataset.v).filter((v) => !isNaN(v));
 const wire = document.querySelector("svg.wide");
 const view = () => wire.querySelector("svg.plot").getAttribute("viewBox").split(" ").map(Number);
 seen.whole = view();

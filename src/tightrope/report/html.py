@@ -104,7 +104,7 @@ def _environment() -> Environment:
         "sentence": story.sentence,
         "file": lambda location: Path(location.rpartition(":")[0]).name + ":" + location.rpartition(":")[2],
         "short": lambda value: f"{value:.4g}",
-        "score": lambda z: story.pretty(f"{z:+.1f}" if abs(z) < 1000 else story.number(z)),
+        "score": lambda z: story.pretty(story.score(z)),
         "dimensions": lambda shape: "×".join(str(size) for size in shape),
     }
     environment.globals |= {"safety": {key.value: text for key, text in story.SAFETY.items()}}
@@ -210,7 +210,7 @@ def _data(wire: Wire) -> Markup:
 
 def _facts(point: Point) -> list[Any]:
     readings = (point.predicted, point.measured, point.gradient_predicted, point.gradient_measured)
-    z = "" if point.z is None else f"{point.z:+.1f}"
+    z = "" if point.z is None else story.pretty(story.score(point.z))
     return [point.row, point.module or "top level", point.op, *map(_text, readings), z]
 
 

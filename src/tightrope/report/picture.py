@@ -7,7 +7,7 @@ labels and flags stand over it at pixel positions. So a zoom only changes a view
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tightrope.report.story import Group
@@ -35,22 +35,24 @@ class Panel:
         name: "signal" or "gradient".
         top, height: in pixels.
         ticks: decades.
-        band, predicted, carried, measured, errors, outside, simulated, broken: path data; x in points, y in
-            pixels from `top`. `carried` is the measured part that differs between samples.
+        band, predicted, trunk, carried, measured, errors, outside, simulated, broken: path data; x in points, y
+            in pixels from `top`. `trunk` joins the outputs of the outermost blocks; `carried` is the measured
+            part that differs between samples.
     """
 
     name: str
     top: float
     height: float
     ticks: tuple[Tick, ...]
-    band: str
-    predicted: str
-    carried: str
-    measured: str
-    errors: str
-    outside: str
-    simulated: str
-    broken: str
+    band: str = ""
+    predicted: str = ""
+    trunk: str = ""
+    carried: str = ""
+    measured: str = ""
+    errors: str = ""
+    outside: str = ""
+    simulated: str = ""
+    broken: str = ""
 
     @property
     def empty(self) -> bool:
@@ -138,7 +140,7 @@ def draw(wire: Wire, told: Sequence[Group], simulated: frozenset[int], *, narrow
     heights = (190.0, 150.0) if narrow else (250.0, 200.0)
     margin = max(0.6, 0.015 * len(wire.points))
     levels = max((block.level for block in wire.blocks), default=0) + 1
-    blank = Panel("", 0, 0, (), "", "", "", "", "", "", "", "")
+    blank = Panel("", 0, 0, ())
     picture = Picture(
         width, 0, left, width - left - right, -margin, len(wire.points) + 2 * margin, 0, levels * BRACKET + 8,
         blank, blank, (), (), (),
@@ -150,12 +152,16 @@ def draw(wire: Wire, told: Sequence[Group], simulated: frozenset[int], *, narrow
     scale = Scale.over([*carried, *(r for p in wire.points for r in (p.predicted, p.measured))], heights[0])
     signal = _panel("signal", wire.points, simulated, top, scale)
     if carried:
-        signal = replace(signal, carried=_line(wire.points, lambda point: point.carried_measured, scale))
+        signal = replace(signal, carried=_line([point.carried_measured for point in wire.points], scale))
+    elif len(wire.trunk) < len(wire.points):
+        signal = replace(signal, trunk=_joined(wire.trunk, wire.signal.heights, scale))
     strip = top + heights[0] + 6
     under = strip + picture.strip_height + 6
     backward = [r for p in wire.points for r in (p.gradient_predicted, p.gradient_measured)]
     back = Scale.over(backward, heights[1] if any(backward) else 56.0, down=True)
     gradient = _panel("gradient", wire.points, simulated, under, back)
+    if len(wire.trunk) < len(wire.points):
+        gradient = replace(gradient, trunk=_joined(wire.trunk, wire.gradient.heights, back))
     end = under + back.height
     height = end + 8 + LANE * (1 + max((p.y for p in below), default=-1))
     flags = [replace(p, y=top - 14 - LANE * p.y, tip=top + _at(wire, p, scale, False)) for p in above]
@@ -201,32 +207,24 @@ class Scale:
 
 
 def _panel(name: str, points: Sequence[Point], simulated: frozenset[int], top: float, scale: Scale) -> Panel:
-    backward = name == "gradient"
-
-    def predicted(point: Point) -> Reading | None:
-        return point.gradient_predicted if backward else point.predicted
-
-    def measured(point: Point) -> Reading | None:
-        return point.gradient_measured if backward else point.measured
-
-    inside: list[str] = []
-    outside: list[str] = []
-    guessed: list[str] = []
-    errors: list[str] = []
-    broken: list[str] = []
-    for n, point in enumerate(points):
-        x, reading = n + 0.5, measured(point)
-        if reading is None:
-            if not (point.gradient_finite if backward else point.finite):
-                broken.append(f"M{x} 0V{scale.height:.0f}")
-            continue
-        dot = f"M{x} {scale.y(reading.value):.1f}h.001"
-        errors.append(f"M{x} {scale.y(reading.low):.1f}V{scale.y(reading.high):.1f}")
-        (guessed if point.row in simulated else inside if _meets(predicted(point), reading) else outside).append(dot)
+    if name == "gradient":
+        sides = [(p.gradient_predicted, p.gradient_measured, p.gradient_finite) for p in points]
+    else:
+        sides = [(p.predicted, p.measured, p.finite) for p in points]
+    dots: dict[str, list[str]] = {"measured": [], "outside": [], "simulated": [], "errors": [], "broken": []}
+    for n, (point, (predicted, measured, finite)) in enumerate(zip(points, sides, strict=True)):
+        x = n + 0.5
+        if measured is not None:
+            kind = "simulated" if point.row in simulated else "measured" if _meets(predicted, measured) else "outside"
+            dots[kind].append(f"M{x} {scale.y(measured.value):.1f}h.001")
+            dots["errors"].append(f"M{x} {scale.y(measured.low):.1f}V{scale.y(measured.high):.1f}")
+        elif not finite:
+            dots["broken"].append(f"M{x} 0V{scale.height:.0f}")
+    forecast = [predicted for predicted, _, _ in sides]
+    paths = {kind: "".join(parts) for kind, parts in dots.items()}
     return Panel(
-        name, top, scale.height, scale.ticks(), _band(points, predicted, scale), _line(points, predicted, scale),
-        "", "".join(inside), "".join(errors), "".join(outside), "".join(guessed), "".join(broken),
-    )  # fmt: skip
+        name, top, scale.height, scale.ticks(), band=_band(forecast, scale), predicted=_line(forecast, scale), **paths
+    )
 
 
 def _meets(predicted: Reading | None, measured: Reading) -> bool:
@@ -236,10 +234,9 @@ def _meets(predicted: Reading | None, measured: Reading) -> bool:
     return measured.low <= predicted.high * 1.01 and measured.high >= predicted.low / 1.01
 
 
-def _runs(points: Sequence[Point], read: Callable[[Point], Reading | None]) -> Iterator[list[tuple[float, Reading]]]:
+def _runs(readings: Sequence[Reading | None]) -> Iterator[list[tuple[float, Reading]]]:
     run: list[tuple[float, Reading]] = []
-    for n, point in enumerate(points):
-        reading = read(point)
+    for n, reading in enumerate(readings):
         if reading is not None:
             run.append((n + 0.5, reading))
         elif run:
@@ -249,9 +246,9 @@ def _runs(points: Sequence[Point], read: Callable[[Point], Reading | None]) -> I
         yield run
 
 
-def _band(points: Sequence[Point], read: Callable[[Point], Reading | None], scale: Scale) -> str:
+def _band(readings: Sequence[Reading | None], scale: Scale) -> str:
     path = ""
-    for run in _runs(points, read):
+    for run in _runs(readings):
         if len(run) == 1:
             run = [(run[0][0] - 0.3, run[0][1]), (run[0][0] + 0.3, run[0][1])]
         there = [f"{x:g} {scale.y(r.high):.1f}" for x, r in run]
@@ -260,8 +257,13 @@ def _band(points: Sequence[Point], read: Callable[[Point], Reading | None], scal
     return path
 
 
-def _line(points: Sequence[Point], read: Callable[[Point], Reading | None], scale: Scale) -> str:
-    return "".join("M" + "L".join(f"{x:g} {scale.y(r.value):.1f}" for x, r in run) for run in _runs(points, read))
+def _line(readings: Sequence[Reading | None], scale: Scale) -> str:
+    return "".join("M" + "L".join(f"{x:g} {scale.y(r.value):.1f}" for x, r in run) for run in _runs(readings))
+
+
+def _joined(positions: Sequence[int], readings: Sequence[Reading | None], scale: Scale) -> str:
+    known = [(n + 0.5, reading) for n in positions if (reading := readings[n]) is not None]
+    return "M" + "L".join(f"{x:g} {scale.y(reading.value):.1f}" for x, reading in known) if known else ""
 
 
 def _bracket(block: Block) -> Bracket:

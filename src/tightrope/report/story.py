@@ -62,6 +62,13 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits - 1}e}"
 
 
+def score(z: float) -> str:
+    """A distance in standard errors, signed, to a tenth."""
+    if abs(z) >= 1000:
+        return number(z)
+    return "0.0" if abs(z) < 0.05 else f"{z:+.1f}"
+
+
 def pretty(text: str) -> str:
     """Exponents as powers of ten: "3.1e-07" becomes "3.1 × 10⁻⁷"."""
     words = []

@@ -134,11 +134,12 @@ def _courses(wire: Wire, width: int) -> list[Text]:
     columns = 20 if width < 100 else 28
     finite = [point.finite for point in wire.points], [point.gradient_finite for point in wire.points]
     lines = []
+    shown = wire.trunk if len(wire.trunk) >= columns // 2 and all(finite[0]) else range(len(wire.points))
     for name, course, arrow, hue, whole in (
         ("signal", wire.signal, "→", "cyan", finite[0]),
         ("gradient", wire.gradient, "←", "magenta", finite[1]),
     ):
-        heights = [height or (None if fine else "!") for height, fine in zip(course.heights, whole, strict=True)]
+        heights = [course.heights[n] or (None if whole[n] else "!") for n in shown]
         if course.start is None or course.end is None:
             if not all(whole):
                 lines.append(Text(f" {name:<9} x {'!' * min(columns, len(heights))} loss  not finite"))

@@ -132,10 +132,11 @@ class Flag:
 
 @dataclass(frozen=True)
 class Wire:
-    """Everything that a picture of the step needs."""
+    """Everything that a picture of the step needs; `trunk` are the points that leave an outermost block."""
 
     points: tuple[Point, ...]
     blocks: tuple[Block, ...]
+    trunk: tuple[int, ...]
     flags: tuple[Flag, ...]
     layers: int
     signal: Course
@@ -153,7 +154,8 @@ def build(report: Report) -> Wire:
     whole = _course(points, "predicted", "measured", 1, "std")
     signal = carried if _fades(carried, whole) else whole
     gradient = _course(points, "gradient_predicted", "gradient_measured", -1, "rms")
-    return Wire(points, _blocks([point.module for point in points]), flags, layers, signal, gradient)
+    blocks = _blocks([point.module for point in points])
+    return Wire(points, blocks, _trunk(blocks, len(points)), flags, layers, signal, gradient)
 
 
 def reading(law: Law | None, quantity: str = "std") -> Reading | None:
@@ -184,10 +186,10 @@ def _finite(law: Law | None) -> bool:
 
 
 def _fades(carried: Course, whole: Course) -> bool:
-    """Whether the part between samples ends, or begins, below half of the whole."""
-    ends = (carried.start, whole.start), (carried.end, whole.end)
-    known = sum(height is not None for height in carried.heights) > len(carried.heights) / 2
-    return known and any(part is not None and total is not None and part < 0.5 * total for part, total in ends)
+    """Whether the part between samples is below half of the whole in most of the last quarter."""
+    pairs = zip(carried.heights, whole.heights, strict=True)
+    shares = [part.value / total.value for part, total in pairs if part is not None and total is not None]
+    return bool(shares) and float(np.median(shares[-max(len(shares) // 4, 1) :])) < 0.5
 
 
 def _course(points: Sequence[Point], predicted: str, measured: str, direction: int, unit: str) -> Course:
@@ -228,6 +230,11 @@ def _flag(finding: Finding, points: Sequence[Point]) -> Flag:
 
 def _within(module: str, name: str) -> bool:
     return name != "" and (module == name or module.startswith(f"{name}."))
+
+
+def _trunk(blocks: Sequence[Block], points: int) -> tuple[int, ...]:
+    inside = {n for block in blocks if block.level == 0 for n in range(block.first, block.last)}
+    return tuple(n for n in range(points) if n not in inside)
 
 
 def _steps(path: str) -> list[str]:
