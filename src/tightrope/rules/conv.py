@@ -16,10 +16,12 @@ from tightrope.rules.linear import bias_state, kurtosis
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import collapsed, divided_out
 from tightrope.rules.state import DTYPE, State, state_shape
-from tightrope.rules.taps import Classes, average, links, per_class, resolve, sliding, spreading
+from tightrope.rules.taps import Classes, average, joint, links, per_class, resolve, sliding, spreading
 
-MAP_LIMIT = 300_000
+MAP_LIMIT = 40_000
 """Largest number of elements for which a law is resolved over the sites of a feature map."""
+NEGLIGIBLE = 1e-6
+"""Share of E[x^2] below which a component is dropped: less than the error of any rule."""
 
 _SLIDING = ("conv1d", "conv2d", "conv3d")
 _SPREADING = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -61,7 +63,7 @@ def conv(call: Call) -> State:
     """
     x, weight = call.input, call.state(1, "weight")
     assert weight is not None
-    out = windowed(x, forward_window(call, weight), call.axes[0], resolved=not divided_out(call))
+    out = windowed(_source(call, x), forward_window(call, weight), call.axes[0], resolved=not divided_out(call))
     bias = call.state(2, "bias")
     if bias is None:
         return out
@@ -81,6 +83,18 @@ def _(call: Call, upstream: State) -> Gradients:
     if bias is not None and bias in call.states:
         found[bias] = bias_gradient(call, upstream, call.states[bias])
     return found
+
+
+def _source(call: Call, x: State) -> State:
+    """Data from outside, the same at all sites: what its mean's map owes to few samples is no `site` spread."""
+    number = call.id(0, "input")
+    assert number is not None
+    n = x.axes.count(Role.SAMPLE)
+    if call.tape.values[number].producer is not None or n < 2 or x.exact:
+        return x
+    flat = collapsed(x, range(2, x.mean.ndim))
+    noise = torch.minimum((flat.sample + flat.residual) / (n - 1), flat.site)
+    return replace(flat, site=flat.site - noise, residual=flat.residual + noise)
 
 
 # -- geometry ------------------------------------------------------------------------------------
@@ -244,7 +258,9 @@ class _Fields:
     def __init__(self, x: State, rank: int, window: Window) -> None:
         self.groups, self.inputs = window.mean.shape[0], window.mean.shape[2]
         self.rank, self.x = rank, x
-        self.mean, self.constant, self.sample, self.site, self.residual = (self._split(f, window.known) for f in x.fields)
+        least = NEGLIGIBLE * float(x.second_moment.mean())
+        fields = [x.mean, *(f if float(f.max()) > least else torch.zeros_like(f[:1]) for f in x.fields[1:])]
+        self.mean, self.constant, self.sample, self.site, self.residual = (self._split(f, window.known) for f in fields)
 
     def _split(self, field: Tensor, channels: bool) -> Tensor:
         lead, sites = field.shape[: -self.rank - 1], field.shape[-self.rank :]
@@ -263,8 +279,8 @@ def _known(x: _Fields, window: Window, full: bool, fits: bool) -> list[Tensor]:
     mean = _map(x.mean, window.mean, window) if full else _reduce(x.mean, window.mean, window)
     site = _map(x.site, square, window) if full else _reduce(x.site, square, window)
     residual = _map(x.residual, square, window) if full else _reduce(x.residual, square, window)
-    constant, at_sites = _shared(x.constant, window)
-    sample, varied = _shared(x.sample, window)
+    constant, at_sites = _shared(x.constant, window, full or fits)
+    sample, varied = _shared(x.sample, window, full or fits)
     shared = [constant, sample, at_sites, varied]
     own = [mean, site, residual]
     if full or fits:
@@ -314,21 +330,26 @@ def _map(field: Tensor, weight: Tensor, window: Window) -> Tensor:
     return made.reshape(made.shape[0], *weight.shape[:2], *made.shape[2:])
 
 
-def _shared(field: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+def _shared(field: Tensor, window: Window, resolved: bool) -> tuple[Tensor, Tensor]:
     """What all sites share adds up over taps before it is squared: (still shared, varying from site to site)."""
-    zero = field.new_zeros((1, *window.mean.shape[:2], *[1] * len(window.sites)))
-    if not bool((field != 0).any()):
+    ones = [1] * len(window.sites)
+    zero = field.new_zeros((1, *window.mean.shape[:2], *ones))
+    if not bool((field > 0).any()):
         return zero, zero
-    flat = field.flatten(3).mean(-1)
-    sums = per_class(window.mean, window.forward)
-    mean = average(sums, window.forward)
-    common = torch.einsum("lgi,goi->lgo", flat, mean.square())
-    everywhere = torch.einsum("lgi,goit->lgot", flat, sums.square().flatten(3)).reshape(*common.shape, *sums.shape[3:])
-    total = average(everywhere, window.forward)
-    common = common.reshape(*common.shape, *[1] * len(window.sites))
+    flat = field.flatten(3).mean(-1).clamp(min=0)
+    taps, share = joint(window.forward)
+    sums = window.mean.flatten(3) @ taps
+    common = torch.einsum("lgi,goi->lgo", flat, (sums @ share).square())
+    total = torch.einsum("lgi,goi->lgo", flat, sums.square() @ share)
+    if not resolved or len(share) == 1:
+        common, total = (f.reshape(*f.shape, *ones) for f in (common, total))
+        return common, (total - common).clamp(min=0)
     # Each class has its own amplitude; the share that is common to all sites is taken as the same everywhere.
-    share = common / total.reshape(common.shape).clamp(min=1e-300)
-    return everywhere * share, everywhere * (1 - share)
+    kept = torch.where(total > 0, common / total.clamp(min=1e-300), torch.zeros_like(total)).clamp(max=1)
+    everywhere = torch.einsum("lgi,goit->lgot", flat, sums.square())
+    everywhere = everywhere.reshape(*common.shape, *(len(dim.share) for dim in window.forward))
+    kept = kept.reshape(*kept.shape, *ones)
+    return everywhere * kept, everywhere * (1 - kept)
 
 
 def _random(x: _Fields, window: Window, full: bool, fits: bool) -> list[Tensor]:
@@ -379,19 +400,22 @@ def weight_gradient(call: Call, x: State, gradient: State, weight: State) -> Sta
     if turned:
         left, right = right, left
 
-    def pair(*parts: int) -> Tensor:
-        a, b = (sum((fields[i] for i in parts), fields[0].square()) for fields in (left, right))
-        first, second = (fields[0].square() for fields in (left, right))
-        return torch.einsum("go,gi->goi", a, b) - torch.einsum("go,gi->goi", first, second)
-
-    own, same_sample, same_site, other = pair(1, 2, 3, 4), pair(1, 2), pair(1, 3), pair(1)
     more, many = max(results - 1, 0.0), max(samples - 1, 0.0)
-    variance = samples * results * (own + same_sample * more + same_site * many + other * more * many)
+    levels = (((1, 2, 3, 4), 1.0), ((1, 2), more), ((1, 3), many), ((1,), more * many))
+    pairs = [(_moment(left, parts), count * _moment(right, parts)) for parts, count in levels]
+    pairs.append((left[0].square(), -sum(count for _, count in levels) * right[0].square()))
+    a, b = (torch.stack(side, -1) for side in zip(*pairs, strict=True))
+    variance = samples * results * (a @ b.transpose(-1, -2))
     mean = samples * results * torch.einsum("go,gi->goi", left[0], right[0])
     shape = (*weight.shape[:2], *[1] * rank)
     return State.of(
         weight.axes, mean.reshape(shape), residual=variance.clamp(min=0).reshape(shape), width=x.width + gradient.width
     )
+
+
+def _moment(fields: list[Tensor], parts: Sequence[int]) -> Tensor:
+    """E of the product of two values that share these components."""
+    return sum((fields[i] for i in parts), fields[0].square())
 
 
 def _per_channel(state: State, rank: int, groups: int) -> list[Tensor]:

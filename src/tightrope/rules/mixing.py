@@ -12,7 +12,7 @@ from tightrope.roles import Axes, Role
 from tightrope.rules.sites import settled
 from tightrope.rules.state import DTYPE, State
 
-MAP_LIMIT = 300_000
+MAP_LIMIT = 40_000
 """Largest number of elements for which a law is resolved over sites."""
 
 

@@ -202,13 +202,13 @@ class State:
 
     def law(self) -> Law:
         """The law over all elements: what the mean spreads over channels and sites joins the components."""
-        full = self.mean.expand(self.shape)
+        full = self.mean  # a mean over what is the same all along a dimension needs no copy of it
         overall = float(full.mean())
         sites = [d for d in self.dims(Role.SITE) if d not in self.dims(Role.CHANNEL)]
         per_channel = full.mean(sites, keepdim=True) if sites else full
         constant = float((per_channel - overall).square().mean())
         site = float((full - per_channel).square().mean())
-        parts = {name: float(getattr(self, name).expand(self.shape).mean()) for name in COMPONENTS}
+        parts = {name: float(getattr(self, name).mean()) for name in COMPONENTS}
         return Law(
             overall, constant + parts["constant"], parts["sample"], site + parts["site"], parts["residual"],
             error=0.5 * self.width**0.5,

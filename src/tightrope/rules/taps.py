@@ -73,6 +73,14 @@ def per_class(coefficients: Tensor, table: Sequence[Classes]) -> Tensor:
     return coefficients
 
 
+def joint(table: Sequence[Classes]) -> tuple[Tensor, Tensor]:
+    """Classes of all dimensions together: (tap, class) and (class,), both flattened."""
+    taps, share = torch.ones(1, 1, dtype=DTYPE), torch.ones(1, dtype=DTYPE)
+    for dim in table:
+        taps, share = torch.kron(taps, dim.taps.T.contiguous()), torch.kron(share, dim.share)
+    return taps, share
+
+
 def average(values: Tensor, table: Sequence[Classes]) -> Tensor:
     """Mean over the results: (..., class per dimension) to (...)."""
     for dim in reversed(table):
