@@ -75,11 +75,11 @@ class Outlook:
 
 
 def outlook(report: Report) -> Outlook:
-    """Read the courses of signal and gradient from a report of predicted laws."""
-    points = build(report).points
-    layers = [point for point in points if point.layer] or list(points)
-    signal = _course("signal", "std", [point.predicted for point in layers])
-    gradient = _course("gradient", "rms", [point.gradient_predicted for point in reversed(layers)])
+    """Read the courses of signal and gradient from a report, measured where they were measured, else predicted."""
+    wire = build(report)
+    layers = [n for n, point in enumerate(wire.points) if point.layer] or list(range(len(wire.points)))
+    signal = _course("signal", wire.signal.unit, [wire.signal.heights[n] for n in layers])
+    gradient = _course("gradient", wire.gradient.unit, [wire.gradient.heights[n] for n in reversed(layers)])
     courses = tuple(course for course in (signal, gradient) if course is not None)
     return Outlook(courses, report.tensors, report.unknown, report.seconds)
 
