@@ -33,7 +33,7 @@ bench: $(READY)  ## accuracy, recording and overhead tables
 	$(BIN)/python benchmarks/overhead.py
 
 docs: $(READY)  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check .

@@ -13,6 +13,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from standins import torchvision
 
+NO_MARKS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+"""Ids of text marks, which lie outside of a small vocabulary."""
+
 Build = Callable[[], tuple[nn.Module, Any]]
 
 
@@ -38,7 +41,7 @@ def image_model(name: str, size: int, batch: int = 8, **options: Any) -> tuple[n
 def gpt2() -> tuple[nn.Module, Any]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(n_layer=6, n_embd=256, n_head=8, vocab_size=1000, n_positions=128)
+    config = GPT2Config(n_layer=6, n_embd=256, n_head=8, vocab_size=1000, n_positions=128, **NO_MARKS)
     return GPT2LMHeadModel(config), language(1000, 64)
 
 
@@ -47,7 +50,7 @@ def llama() -> tuple[nn.Module, Any]:
 
     config = LlamaConfig(
         hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-        vocab_size=1000,
+        vocab_size=1000, **NO_MARKS,
     )  # fmt: skip
     return LlamaForCausalLM(config), language(1000, 64)
 

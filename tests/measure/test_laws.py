@@ -128,3 +128,13 @@ def test_an_empty_tensor_has_no_spread() -> None:
 def test_a_constant_tensor_has_no_spread_and_no_error() -> None:
     law = estimate(torch.full((4, 3, 5), 2.0), layout(4, 3, 5))
     assert (law.mean, law.std, law.error) == (2.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_numbers_whose_squares_leave_single_precision(scale: float) -> None:
+    """A gradient that has almost vanished is small, not zero; a signal that explodes is large, not infinite."""
+    x = draw(CASES["all components"], 6, 5, 40, 1).float()
+    found, expected = estimate(x * scale, layout(6, 5, 40)), estimate(x, layout(6, 5, 40))
+    assert found.std == pytest.approx(expected.std * scale, rel=1e-4)
+    assert found.error == pytest.approx(expected.error, rel=1e-3)
+    assert found.sample / found.variance == pytest.approx(expected.sample / expected.variance, rel=1e-3)

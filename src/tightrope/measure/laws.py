@@ -10,6 +10,9 @@ from torch import Tensor
 from tightrope.law import Law
 from tightrope.roles import Axes, Role
 
+TINY, HUGE = 1e-30, 1e30
+"""Variances between which single precision is enough."""
+
 
 def arrange(x: Tensor, axes: Axes) -> Tensor:
     """The tensor as (sample, site, channel)."""
@@ -38,30 +41,41 @@ def estimate(x: Tensor, axes: Axes) -> Law:
     if x.numel() == 0:
         return Law(0.0)
     x = arrange(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, axes)
+    law = _components(x)
+    if x.dtype is torch.float32 and not TINY < law.variance < HUGE:
+        law = _components(x.double())  # squares leave the range of single precision long before the numbers do
+    return law
+
+
+def _components(x: Tensor) -> Law:
+    """The law of a (sample, site, channel) tensor, in its own precision."""
     n, s, k = x.shape
-    channel = x.mean((0, 1), keepdim=True)
+    of_samples, of_sites = x.mean(1), x.mean(0)
+    channel = of_samples.mean(0)
     mean = channel.mean()
-    spread = x - channel
-    within = spread.square().mean((1, 2), dtype=torch.float64)
+    within = torch.linalg.vector_norm(x - channel, dim=(1, 2)).double().square() / (s * k)
     inner = float(within.mean())
-    constant = float((channel - mean).square().mean(dtype=torch.float64))
+    constant = _mean_square(channel - mean)
     total = constant + inner
     if not math.isfinite(total):
         return Law(float(mean), residual=total)
     error = _error(within, n, s * k, inner, total)
     if n == 1:
-        site = float(spread.mean(0).square().mean(dtype=torch.float64)) if s > 1 else 0.0
+        site = min(_mean_square(of_sites - channel), inner) if s > 1 else 0.0
         return Law(float(mean), constant, 0.0, site, inner - site, error)
     if s == 1:
         return Law(float(mean), constant, inner, 0.0, 0.0, error)
-    between_samples = float(spread.mean(1).square().mean(dtype=torch.float64))
-    between_sites = float(spread.mean(0).square().mean(dtype=torch.float64))
+    between_samples, between_sites = _mean_square(of_samples - channel), _mean_square(of_sites - channel)
     rest = max(inner - between_samples - between_sites, 0.0)
     residual = rest * n * s / ((n - 1) * (s - 1))
     sample = max(between_samples * n / (n - 1) - residual / s, 0.0)
     site = max(between_sites * s / (s - 1) - residual / n, 0.0)
     scale = inner / (residual + sample + site) if residual + sample + site > 0 else 0.0
     return Law(float(mean), constant, sample * scale, site * scale, residual * scale, error)
+
+
+def _mean_square(x: Tensor) -> float:
+    return float(x.double().square().mean())
 
 
 def _error(within: Tensor, n: int, elements: int, inner: float, total: float) -> float:
