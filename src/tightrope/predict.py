@@ -135,8 +135,14 @@ class _Sweep:
                 return
             self.simulated.append(entry)
             found = None
+        except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError) as error:  # laws that are not finite break solvers
+            self.unknown.append((entry, str(error).splitlines()[0] if str(error) else type(error).__name__))
+            return
         outputs = [n for n in entry.outputs if self.tape.values[n].is_float]
         states = [result] if isinstance(result, State) else list(result)
+        if not all(state.fits for state in states):
+            self.unknown.append((entry, "an operand that is known holds samples where its shape does not say so"))
+            return
         for number, state in zip(outputs, states, strict=False):
             self.states[number] = state
         if found is not None and found.trivial:

@@ -50,7 +50,7 @@ def estimate(x: Tensor, axes: Axes) -> Law:
 def _components(x: Tensor) -> Law:
     """The law of a (sample, site, channel) tensor, in its own precision."""
     n, s, k = x.shape
-    of_samples, of_sites = x.mean(1), x.mean(0)
+    of_samples = x.mean(1) if s > 1 else x[:, 0]
     channel = of_samples.mean(0)
     mean = channel.mean()
     within = torch.linalg.vector_norm(x - channel, dim=(1, 2)).double().square() / (s * k)
@@ -61,10 +61,11 @@ def _components(x: Tensor) -> Law:
         return Law(float(mean), residual=total)
     error = _error(within, n, s * k, inner, total)
     if n == 1:
-        site = min(_mean_square(of_sites - channel), inner) if s > 1 else 0.0
-        return Law(float(mean), constant, 0.0, site, inner - site, error)
+        return Law(float(mean), constant, 0.0, inner if s > 1 else 0.0, 0.0 if s > 1 else inner, error)
     if s == 1:
         return Law(float(mean), constant, inner, 0.0, 0.0, error)
+    # Reduced in the order of the memory, which is many times faster for images (channel first).
+    of_sites = x.mean(0) if x.stride(1) >= x.stride(2) else x.transpose(1, 2).mean(0).T
     between_samples, between_sites = _mean_square(of_samples - channel), _mean_square(of_sites - channel)
     rest = max(inner - between_samples - between_sites, 0.0)
     residual = rest * n * s / ((n - 1) * (s - 1))
@@ -75,7 +76,7 @@ def _components(x: Tensor) -> Law:
 
 
 def _mean_square(x: Tensor) -> float:
-    return float(x.double().square().mean())
+    return float(torch.linalg.vector_norm(x)) ** 2 / x.numel()
 
 
 def _error(within: Tensor, n: int, elements: int, inner: float, total: float) -> float:

@@ -56,6 +56,7 @@ class Measurement:
         loss: the loss's number; None when there was no backward pass.
         features: scale of every feature of the values that depend on data alone, by id.
         rows: rows of each softmax and each fused attention, by the id of its result.
+        broken: ids of the values whose gradient holds NaN or infinity.
     """
 
     tape: Tape
@@ -65,6 +66,7 @@ class Measurement:
     loss: float | None = None
     features: dict[int, Features] = field(default_factory=dict, repr=False)
     rows: dict[int, Rows] = field(default_factory=dict, repr=False)
+    broken: frozenset[int] = frozenset()
 
 
 class Meter:
@@ -80,6 +82,7 @@ class Meter:
         self.axes: dict[int, Axes] = {}
         self._read: set[int] = set()
         self.gradients: dict[int, Law] = {}
+        self.broken: set[int] = set()
         self.losses: dict[int, float] = {}
         self.features: dict[int, Features] = {}
         self.rows: dict[int, Rows] = {}
@@ -161,10 +164,13 @@ class Meter:
 
     def on_backward(self, tape: Tape) -> None:
         self.gradients = {}
+        self.broken = set()
 
     def on_gradient(self, value: Value, gradient: Tensor) -> None:
         if gradient.numel() and gradient.is_floating_point():
-            self.gradients[value.id] = estimate(gradient, self.axes[value.id])
+            law = self.gradients[value.id] = estimate(gradient, self.axes[value.id])
+            if not law.finite and not bool(torch.isfinite(gradient).all()):
+                self.broken.add(value.id)
 
     def measurement(self, tape: Tape) -> Measurement:
         """What was measured of the values on this tape."""
@@ -172,7 +178,7 @@ class Meter:
         units = {i: found for i, found in self.units.items() if i in tape.values}
         gradients = {i: law for i, law in self.gradients.items() if i in tape.values}
         loss = self.losses.get(tape.loss) if tape.loss is not None else None
-        return Measurement(tape, laws, gradients, units, loss, self.features, self.rows)
+        return Measurement(tape, laws, gradients, units, loss, self.features, self.rows, frozenset(self.broken))
 
 
 def count_units(x: Tensor, axes: Axes) -> Units:

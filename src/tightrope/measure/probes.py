@@ -183,4 +183,5 @@ def _spot(function: _Function, key: Any) -> SweetSpot | None:
     first, last = int(steep[0]), int(steep[-1])
     if first == 0 or last == len(z) - 1 or float(z[first]) >= -1e-9 or float(z[last]) <= 1e-9:
         return None
-    return SweetSpot(float(z[first]), float(z[last]), float(y[first]), float(y[last]))
+    edge = 1e-6 * float(y[last] - y[first])  # what lies on an end that is exactly flat is outside
+    return SweetSpot(float(z[first]), float(z[last]), float(y[first]) + edge, float(y[last]) - edge)

@@ -34,9 +34,17 @@ def infer(tape: Tape, entry: Entry, known: dict[int, Axes]) -> list[Axes]:
     found = []
     for position, number in enumerate(entry.outputs):
         shape = tape.values[number].shape
-        axes = _travel(entry, inputs, shape, position)
+        axes = _travel(entry, inputs, shape, position) if inputs else _from_nothing(shape, tape.samples)
         found.append(axes if axes.shape == shape else _by_size(inputs, shape, tape.samples))
     return found
+
+
+def _from_nothing(shape: tuple[int, ...], samples: int | None) -> Axes:
+    """Axes of a tensor made of numbers alone: a first dimension, and no other, of the batch's length is the sample.
+
+    `zeros(batch, width)` starts a recurrent state; a square of the batch's length is a mask.
+    """
+    return default_axes(shape, samples if len(shape) > 1 and shape.count(samples or 0) == 1 else None)
 
 
 def of_source(tape: Tape, value: Value, reader: Entry | None = None) -> Axes:
@@ -65,8 +73,6 @@ def _travel(entry: Entry, inputs: list[Axes], shape: tuple[int, ...], position: 
     try:
         if rule is not None:
             return rule(entry, inputs, shape)
-        if not inputs:
-            return default_axes(shape, None)
         whole = broadcast(*inputs)
         return whole if whole.shape == shape else inputs[0]
     except (IndexError, ValueError, TypeError, KeyError):

@@ -43,7 +43,7 @@ FILLING = frozenset(("isnan", "isfinite", "isinf", "nan_to_num", "where", "maske
 """Readers that find or replace what is not finite."""
 UNDEFINED = frozenset(("empty", "empty_like", "new_empty", "empty_strided"))
 """Calls whose result holds whatever the memory held."""
-SCALED = 2.0**8  # a factor on the loss from here on is a gradient scaler's (it starts at 2^16)
+SCALED = 2.0**8  # a tensor that multiplies the loss by as much is a gradient scaler's (it starts at 2^16)
 
 
 def judge(study: Study) -> Iterator[Finding]:
@@ -67,8 +67,8 @@ def judge(study: Study) -> Iterator[Finding]:
 def _bad(tape: Tape, measurement: Measurement, number: int) -> bool:
     """Whether a value holds a NaN, or an infinity that is no mask."""
     units = measurement.units.get(number)
-    if units is None or not units.nonfinite:
-        return False
+    if units is None or not units.nonfinite or tape.values[number].kind is Kind.KNOWN:
+        return False  # known numbers (masks, positions) matter once they meet data
     readers = tape.readers.get(number, [])
     if readers and all(entry.op in FILLING for entry in readers):
         return False
@@ -83,9 +83,7 @@ def _scaled(tape: Tape, measurement: Measurement) -> bool:
     if last is None or last.op != "mul":
         return False
     outside = [i for i in last.inputs if tape.values[i].kind is not Kind.RESULT and i in measurement.units]
-    factors = [measurement.units[i].high for i in outside]
-    factors += [float(a) for a in last.args if isinstance(a, (int, float))]
-    return any(factor >= SCALED for factor in factors)
+    return any(measurement.units[i].high >= SCALED for i in outside)
 
 
 def _outside(study: Study, number: int, kind: str, units: Units) -> Finding:
@@ -120,11 +118,10 @@ def _operation(study: Study, entry: Entry, number: int) -> Finding:
 
 def _gradient(study: Study) -> Iterator[Finding]:
     """The last operation on the tape whose input's gradient is not finite though its output's is."""
-    tape, gradients = study.tape, study.measurement.gradients
+    tape, gradients, broken = study.tape, study.measurement.gradients, study.measurement.broken
     for entry in reversed(tape.entries):
         came = [gradients[i] for i in entry.outputs if i in gradients]
-        bad = [i for i in entry.inputs if i in gradients and not gradients[i].finite]
-        if bad and came and all(law.finite for law in came):
+        if broken.intersection(entry.inputs) and came and not broken.intersection(entry.outputs):
             found = study.measurement.units.get(entry.inputs[0])
             evidence = [Evidence("gradient's rms behind the operation", came[0].rms)]
             if found is not None:

@@ -45,6 +45,7 @@ def judge(study: Study) -> Iterator[Finding]:
     """A finding for each layer most of whose rectifiers are silent."""
     tape, units = study.tape, study.measurement.units
     made = producers(tape)
+    silenced = False
     entries = [e for e in tape.entries if e.op in RECTIFIERS and e.outputs[0] in units and (tape.samples or 0) > 1]
     for entry in entries:
         found = units[entry.outputs[0]]
@@ -54,6 +55,10 @@ def judge(study: Study) -> Iterator[Finding]:
         whole = found.silent == 1.0
         if share <= WARNING or coin(round(share * found.channels), found.channels) * len(entries) > ALPHA:
             continue
+        law = study.measurement.laws.get(entry.inputs[0])
+        if silenced and law is not None and law.signal == 0:
+            continue  # what comes in is constant already: the layer before says so
+        silenced = True
         yield _finding(study, entry, share, Severity.FAULT if whole or share > FAULT else Severity.WARNING)
 
 
