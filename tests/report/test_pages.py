@@ -14,14 +14,12 @@ def make(name: str = "bad-scale", stage: str = "batch", law: str = "Var(z) = n V
     return dataclasses.replace(some, name=name, title="a scale is wrong.", page=page, stage=stage)
 
 
-def test_every_page_renders_in_all_three_forms() -> None:
+def test_every_page_renders() -> None:
     for check in all_checks().values():
         text = pages.terminal(check, width=90)
         assert max(map(len, text.splitlines())) <= 90
-        marked = pages.markdown(check)
         for section in SECTIONS:
             assert section in text
-            assert f"## {section}\n\n{check.page[section]}" in marked
         assert [name for name, _ in pages.sections(check)] == list(SECTIONS)
         assert pages.law(check)
 
@@ -50,6 +48,3 @@ def test_catalogue_lists_by_stage() -> None:
     lines = pages.catalogue(checks, width=80).splitlines()
     order = [line.split()[0] for line in lines if line]
     assert order == ["graph:", "z-check", "batch:", "a-check", "b-check"]
-    table = pages.catalogue_markdown(checks)
-    assert "| [a-check](a-check.md) | a scale is wrong. |" in table
-    assert table.index("z-check") < table.index("a-check")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tightrope.finding import Evidence, Severity
+from tightrope.finding import Severity
 from tightrope.report import story
 from tightrope.report.model import Report
 from tightrope.report.wire import build
@@ -38,11 +38,6 @@ def test_values_go_as_far_as_their_error(value: float, error: float | None, text
 def test_exponents_become_powers_of_ten() -> None:
     assert story.pretty("3.10e-07 ± 1.0e-08") == "3.10 × 10⁻⁷ ± 1.0 × 10⁻⁸"
     assert story.pretty("the layer") == "the layer"
-
-
-def test_evidence_says_unit_and_level() -> None:
-    assert story.evidence_text(Evidence("std", 0.5, 1.0, 0.02, "V")) == "std 0.50 ± 0.02 V, expected 1 V"
-    assert story.evidence_text(Evidence("share", 0.5)) == "share 0.500"
 
 
 def test_groups_keep_order_fold_echoes_and_join_what_is_alike(made: SimpleNamespace) -> None:

@@ -1,4 +1,4 @@
-"""The page of a check, and the catalogue of all checks: for the terminal, as Markdown and as HTML."""
+"""The page of a check, and the catalogue of all checks: for the terminal and as HTML."""
 
 from __future__ import annotations
 
@@ -28,16 +28,6 @@ def terminal(check: Check, *, width: int = 100) -> str:
     explains = f" Explains {', '.join(check.explains)}." if check.explains else ""
     last = textwrap.fill(f"Judged {STAGES[check.stage]}.{explains}", width, break_on_hyphens=False)
     return "\n".join([*lines, "", last]) + "\n"
-
-
-def markdown(check: Check) -> str:
-    """The page of a check as Markdown, its name a heading of the first level."""
-    parts = [f"# {check.name}", check.title[:1].upper() + check.title[1:]]
-    parts += [f"## {section}\n\n{check.page[section]}" for section in SECTIONS]
-    parts.append(f"Judged {STAGES[check.stage]}.")
-    if check.explains:
-        parts.append("Explains " + ", ".join(f"[{name}]({name}.md)" for name in check.explains) + ".")
-    return "\n\n".join(parts) + "\n"
 
 
 def sections(check: Check) -> list[tuple[str, str]]:
@@ -74,22 +64,6 @@ def catalogue(checks: Iterable[Check], *, width: int = 100) -> str:
     return "\n".join(lines)
 
 
-def catalogue_markdown(checks: Iterable[Check]) -> str:
-    """The catalogue as Markdown tables with links to the pages."""
-    listed = list(checks)
-    parts = ["# Checks"]
-    for stage, when in STAGES.items():
-        here = sorted((check for check in listed if check.stage == stage), key=lambda check: check.name)
-        if here:
-            table = "".join(f"| [{check.name}]({check.name}.md) | {_cell(check.title)} |\n" for check in here)
-            parts.append(f"## Judged {when}\n\n| check | finds |\n|---|---|\n{table}".rstrip())
-    return "\n\n".join(parts) + "\n"
-
-
 def _entry(check: Check, column: int, width: int) -> str:
     start = f"  {check.name:<{column - 2}}"
     return textwrap.fill(check.title, width, initial_indent=start, subsequent_indent=" " * column)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

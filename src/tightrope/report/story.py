@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tightrope.finding import Evidence, Finding, Safety, Severity
+from tightrope.finding import Finding, Safety, Severity
 from tightrope.report.model import Report
 from tightrope.report.wire import Wire
 
@@ -89,13 +89,6 @@ def with_error(value: float, error: float | None) -> str:
     leading = math.floor(math.log10(error))
     places = max(0, -leading + (error < 2 * 10.0**leading))
     return f"{value:.{places}f} ± {error:.{places}f}"
-
-
-def evidence_text(item: Evidence) -> str:
-    """Quantity, measured value with error and unit, and the level it should have."""
-    unit = f" {item.unit}" if item.unit else ""
-    text = f"{item.quantity} {with_error(item.measured, item.error)}{unit}"
-    return text if item.expected is None else f"{text}, expected {number(item.expected)}{unit}"
 
 
 def groups(findings: Sequence[Finding]) -> list[Group]:
