@@ -130,6 +130,13 @@ class State:
         return self.mean.square() + self.variance
 
     @property
+    def fits(self) -> bool:
+        """Whether every field broadcasts to the shape of a sample."""
+        shape = self.shape
+        sizes = (tuple(field.shape)[-len(shape) :] if shape else () for field in self.fields)
+        return all(a in (1, b) for size in sizes for a, b in zip(reversed(size), reversed(shape), strict=False))
+
+    @property
     def exact(self) -> bool:
         """Whether the tensor is fully known: no variance at all."""
         return bool((self.variance == 0).all())
