@@ -25,10 +25,9 @@ IMAGES = Path(__file__).parent / "images"
 WINDOWS = {"report": (1280, 1720, ()), "report-dark": (1280, 1720, ("--blink-settings=preferredColorScheme=0",))}
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 COLUMNS = 110
-THEME = TerminalTheme(
-    (24, 28, 31), (228, 230, 231),
-    [(24, 28, 31), (244, 112, 103), (108, 196, 147), (217, 165, 63), (99, 184, 222), (227, 154, 95), (99, 184, 222), (228, 230, 231)],
-)  # fmt: skip
+INK, PAPER = (228, 230, 231), (24, 28, 31)
+RED, GREEN, AMBER, BLUE = (244, 112, 103), (108, 196, 147), (217, 165, 63), (99, 184, 222)
+THEME = TerminalTheme(PAPER, INK, [PAPER, RED, GREEN, AMBER, BLUE, (227, 154, 95), BLUE, INK])
 
 
 def main() -> None:

@@ -76,6 +76,7 @@ def render(report: Report) -> str:
             verdict=story.verdict(report, wire),
             tally=story.tally(report),
             tensors=story.tensors(report),
+            steps=story.steps(report),
             agreement=story.agreement(wire),
             cards=[_card(group, wire) for group in told],
             lines=_lines(report, told),

@@ -145,6 +145,11 @@ def sentence(text: str) -> str:
     return text.rstrip(" .;") + "."
 
 
+def steps(report: Report) -> str:
+    """Which training steps were recorded."""
+    return f"step{'s' if len(report.steps) > 1 else ''} {', '.join(str(step) for step in report.steps)}"
+
+
 def tensors(report: Report) -> str:
     """How many tensors were recorded, and how many of them predicted, simulated, unknown; zeros are left out."""
     counts = report.tensors

@@ -23,6 +23,7 @@ BLOCKS, MARKS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 STYLES = {Severity.FAULT: "bold red", Severity.WARNING: "yellow", Severity.ADVICE: "cyan"}
 _ASCII = str.maketrans(
     {"·": "|", "×": "x", "±": "+-", "→": "->", "←": "<-", "…": "..", "√": "sqrt", "≤": "<=", "≥": ">=", "²": "^2"}
+    | {"’": "'", "“": '"', "”": '"', "–": "-", "−": "-", "μ": "mu", "σ": "sigma", "ρ": "rho", "ε": "eps", "Δ": "D"}
     | dict(zip(BLOCKS, MARKS, strict=True))
 )
 
@@ -96,7 +97,7 @@ def screen(report: Report, width: int, *, saved: str = "") -> list[Text]:
     told = story.groups(report.findings)
     head = [_header(report, width), Text()]
     head += [*_courses(wire, width), Text()] if wire.points else []
-    tail = _closing(report, told, saved)
+    tail = _closing(report, told, saved, width)
     if not told:
         return [*head, *_wrapped(story.verdict(report, wire), " ", width, most=4), *tail]
     room = LINES - len(head) - len(tail)
@@ -123,7 +124,7 @@ def sparkline(readings: Sequence[Reading | str | None], columns: int) -> str:
 
 
 def _header(report: Report, width: int) -> Text:
-    facts = f"step {', '.join(str(step) for step in report.steps)} · {story.tensors(report)}"
+    facts = f"{story.steps(report)} · {story.tensors(report)}"
     seconds = f"{story.number(round(report.seconds, 2), 2)} s"
     line = Text.assemble(("tightrope", "bold"), " · ", (report.title, "bold"), " · ", facts)
     line.truncate(width - len(seconds) - 2, overflow="ellipsis")
@@ -208,9 +209,9 @@ def _remedy(remedy: Remedy, indent: str, width: int) -> list[Text]:
     return _wrapped(f"{label}{remedy.title}{more}", indent, width, "green")
 
 
-def _closing(report: Report, told: Sequence[story.Group], saved: str) -> list[Text]:
+def _closing(report: Report, told: Sequence[story.Group], saved: str, width: int) -> list[Text]:
     lines = [Text()] if report.notes or told or saved else []
-    lines += [Text(f" note: {note}") for note in report.notes[:3]]
+    lines += [line for note in report.notes[:3] for line in _wrapped(f"note: {note}", " ", width)]
     if len(report.notes) > 3:
         lines.append(Text(f" and {len(report.notes) - 3} more notes in the full report"))
     steps = []

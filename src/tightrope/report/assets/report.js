@@ -18,7 +18,7 @@
     for (const inner of wire.svg.querySelectorAll("svg.plot")) {
       inner.setAttribute("viewBox", `${start} 0 ${span} ${inner.getAttribute("height")}`);
     }
-    for (const flag of wire.svg.querySelectorAll(".flag")) {
+    for (const flag of wire.svg.querySelectorAll(".at")) {
       const px = pixel(+flag.dataset.x);
       flag.setAttribute("transform", `translate(${px} 0)`);
       flag.style.display = inside(px) ? "" : "none";
@@ -162,5 +162,5 @@
     });
   });
 
-  window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));
+  window.addEventListener("beforeprint", () => document.querySelectorAll("details:not(.more)").forEach((d) => (d.open = true)));
 })();
