@@ -38,7 +38,8 @@ POOLING = (
     "adaptive_max_pool2d",
     "adaptive_max_pool3d",
 )
-CHAINING = frozenset((*CURVED, *LINEAR, *POOLING))
+DISTANCES = ("binary_cross_entropy", "mse_loss")
+CHAINING = frozenset((*CURVED, *LINEAR, *POOLING, *DISTANCES))
 """Operations that can continue a chain of elementwise functions of one variable."""
 
 _KINKS = {
@@ -152,10 +153,13 @@ def _known(state: State) -> bool:
 
 def _chained(call: Call, random: list[int]) -> bool:
     """Whether a linear operation stands inside a chain: its operands, or its result, meet again."""
-    if any(isinstance(call.states[n].latent, Latent) for n in random):
-        return _goes_on(call) or len(random) > 1
-    if len(random) > 1:
-        return False
+    if len(call.entry.inputs) > len(set(call.entry.inputs)):
+        return True
+    variables = [call.states[n].latent or call.latents.get(n) for n in random]
+    if len(random) > 1:  # a gate times a value is no chain, unless both come from one variable
+        return isinstance(variables[0], Latent) and all(v is variables[0] for v in variables)
+    if isinstance(call.states[random[0]].latent, Latent):
+        return _goes_on(call)
     return _goes_on(call) and _forks(call, random[0])
 
 

@@ -26,6 +26,7 @@ class Target:
         state: law of t, class weights and label smoothing included; zero where a position is ignored.
         weight: E[sum_c t_c] at each position, last dimension of length 1.
         square: E[(sum_c t_c)^2] there.
+        cross: E[t sum_c t_c] at each position and class.
         total: what a mean over all positions divides by.
         rows: class indices (sample, position), -1 where ignored; None for targets that are probabilities.
     """
@@ -33,6 +34,7 @@ class Target:
     state: State
     weight: Tensor
     square: Tensor
+    cross: Tensor
     total: float
     rows: Tensor | None
 
@@ -76,14 +78,20 @@ def of_indices(call: Call, content: Tensor, axes: Axes, classes: int) -> Target:
     weight = (1 - smoothing) * position + smooth
     lead = (*state_shape(where), 1)
     state = _one_hot(rows, own, axes, classes)
-    mean = (1 - smoothing) * state.mean + smoothing / classes * own * valid.to(DTYPE).mean(0).reshape(lead).mean(
-        [d for d, n in enumerate(state.mean.shape[:-1]) if n == 1 < lead[d]] or [len(lead) - 1], keepdim=True
-    )
+    smoothed = smoothing / classes * own
+    coarse = [d for d, n in enumerate(state.mean.shape[:-1]) if n == 1 < lead[d]]
+
+    def over_samples(x: Tensor) -> Tensor:
+        made = x.to(DTYPE).mean(0).reshape(lead)
+        return made.mean(coarse, keepdim=True) if coarse else made
+
+    mean = (1 - smoothing) * state.mean + smoothed * over_samples(valid)
     parts = [(1 - smoothing) ** 2 * f for f in state.fields[1:]]
+    row = (1 - smoothing) * own + smoothed.sum()
+    cross = (1 - smoothing) * row * state.mean + smoothed * over_samples(weight)
     return Target(
-        State(axes, mean, *parts), weight.mean(0).reshape(lead), weight.square().mean(0).reshape(lead),
-        float(position.sum()), rows,
-    )  # fmt: skip
+        State(axes, mean, *parts), over_samples(weight), over_samples(weight.square()), cross, float(position.sum()), rows
+    )
 
 
 def of_probabilities(call: Call, given: State, axes: Axes, classes: int) -> Target:
@@ -94,7 +102,7 @@ def of_probabilities(call: Call, given: State, axes: Axes, classes: int) -> Targ
     state = State(axes, *state.fields)
     state = State(axes, state.mean + smoothing / classes, *state.fields[1:]).scaled(own)
     weight = state.mean.expand(*state.mean.shape[:-1], classes).sum(-1, keepdim=True)
-    return Target(state, weight, weight.square(), float(math.prod(axes.shape[:-1])), None)
+    return Target(state, weight, weight.square(), weight * state.mean, float(math.prod(axes.shape[:-1])), None)
 
 
 def class_weights(call: Call, classes: int) -> Tensor:
