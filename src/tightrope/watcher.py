@@ -23,7 +23,7 @@ from tightrope.study import Models, Optimizers, Study
 from tightrope.tape import stack
 from tightrope.tape.recorder import Recorder
 from tightrope.tape.steps import Steps
-from tightrope.tape.tape import Entry, Tape
+from tightrope.tape.tape import Tape
 
 STUDIED = 4
 """Backward passes of one step that are studied, when their calls differ (generator and discriminator)."""
@@ -230,7 +230,8 @@ class Watcher:
         for found in fresh:
             loss = found.study.measurement.loss
             if loss is not None and not math.isfinite(loss):
-                self.notes.append(f"The loss is {loss} at step {found.study.step}{_source(found.study)}.")
+                source = next((f"; {f.summary} ({f.location})" for f in found.findings if f.check == "non-finite"), "")
+                self.notes.append(f"The loss is {loss} at step {found.study.step}{source}.")
         if fresh:
             step, tensors = fresh[-1].study.step, sum(len(p.study.measurement.laws) for p in fresh)
             names = dict.fromkeys(f.check for p in fresh for f in p.findings if f.caused_by is None)
@@ -274,27 +275,6 @@ def safe_remedies(findings: Iterable[Finding]) -> Iterator[tuple[Finding, Remedy
 
 def _key(remedy: Remedy) -> tuple[str, str]:
     return remedy.name, remedy.patch
-
-
-def _source(study: Study) -> str:
-    """Which call made the first number that is not finite."""
-    units = study.measurement.units
-
-    def bad(number: int) -> bool:
-        return number in units and units[number].nonfinite > units[number].masked
-
-    for entry in study.tape.entries:
-        for number in entry.inputs:
-            value = study.tape.values[number]
-            if value.producer is None and bad(number):
-                return f"; {value.kind.value} {value.name or ''} of {_where(entry)} is not finite already"
-        if any(bad(number) for number in entry.outputs):
-            return f"; the first value that is not finite comes from {_where(entry)}"
-    return ""
-
-
-def _where(entry: Entry) -> str:
-    return f"{entry.op} in {entry.module or 'the script'} ({entry.location})"
 
 
 def traceback_line(error: BaseException) -> str:

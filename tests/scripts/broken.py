@@ -15,7 +15,7 @@ optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
 def helper(x):
     if way == "crash-first":
-        return model(x[:, :3])
+        return model(x) @ torch.ones(2, 2)
     return model(x)
 
 

@@ -17,6 +17,7 @@ from tightrope.tape.tape import ModuleInfo
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and DataParallel; torch.compile
 _built: weakref.WeakKeyDictionary[nn.Module, Location] = weakref.WeakKeyDictionary()
+_latest: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @contextmanager
@@ -27,7 +28,9 @@ def remember_construction() -> Iterator[None]:
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         plain(self, *args, **kwargs)
         _built[self] = locate(sys._getframe(1), skip=self)
+        _latest.add(self)
 
+    _latest.clear()
     nn.Module.__init__ = init  # type: ignore[method-assign]
     try:
         yield
@@ -169,8 +172,8 @@ class ModuleStack:
 
 
 def outermost() -> list[nn.Module]:
-    """The modules whose construction was remembered and that no other of them contains."""
-    known = list(_built)
+    """The modules whose construction was remembered last and that no other of them contains."""
+    known = list(_latest)
     inner = {child for module in known for child in module._modules.values()}
     return [module for module in known if module not in inner]
 
