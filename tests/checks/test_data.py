@@ -34,7 +34,9 @@ def test_raw_tables_are_faults_and_standardised_ones_are_not(judge: Judge, name:
     assert judge(CHECK, net(x.shape[1]), ((x - x.mean(0)) / x.std(0), y)) == []
 
 
-@pytest.mark.parametrize(("factor", "found"), [(1.0, [Severity.WARNING]), (1 / 16, []), (1 / 16 / 255, [Severity.WARNING])])
+@pytest.mark.parametrize(
+    ("factor", "found"), [(1.0, [Severity.WARNING]), (1 / 16, []), (1 / 16 / 255, [Severity.WARNING])]
+)
 def test_digits(judge: Judge, factor: float, found: list[Severity]) -> None:
     x, y = table("digits")
     assert [f.severity for f in judge(CHECK, net(64), (x * factor, y))] == found

@@ -134,5 +134,7 @@ def test_the_predicted_share_is_the_gaussian_one() -> None:
 
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.GELU(), nn.Softplus(), nn.Hardswish(), nn.SiLU()])
 def test_one_sided_functions_have_no_flat_ends(act: nn.Module) -> None:
-    made = study(nn.Sequential(nn.Linear(8, 8), act, nn.Linear(8, 10)), (torch.randn(8, 8), classes(8)), loss=F.cross_entropy)
+    made = study(
+        nn.Sequential(nn.Linear(8, 8), act, nn.Linear(8, 10)), (torch.randn(8, 8), classes(8)), loss=F.cross_entropy
+    )
     assert sweet_spot(made.tape.entries[1]) is None

@@ -139,7 +139,7 @@ class Standardize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised features, of the input's shape and dtype."""
-        if self.training and (not self.fitted or self.count.max().item() < self.learn):
+        if self.training and self.learn and (not self.fitted or self.count.max().item() < self.learn):
             self.update(x)
         if not self.fitted:
             raise InputError("standardise", "nothing was fitted yet", "Call fit(loader) with the training data first")

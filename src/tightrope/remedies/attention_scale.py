@@ -41,12 +41,11 @@ def attention_scale(study: Study, finding: Finding) -> Remedy | None:
 
 def _action(study: Study, made: dict[int, Entry], found: Attention) -> Callable[[], None] | None:
     tape = study.tape
-    start = origin(made, found.query)
-    entry = made.get(start)
+    entry = made.get(found.source)
     if entry is None or entry.op not in ("linear", "addmm"):
         return None
     try:
-        rows = query_rows(study, made, found.query, start)
+        rows = query_rows(study, made, found.query, found.source)
     except (RuntimeError, TypeError, IndexError):  # a way that cannot be replayed
         return None
     sources = [tape.values[origin(made, i)] for i in entry.inputs]
@@ -74,7 +73,7 @@ def query_rows(study: Study, made: dict[int, Entry], query: int, start: int) -> 
     while number != start:
         entry = made[number]
         way.append((entry, entry.outputs.index(number)))
-        number = entry.inputs[0]
+        number = next(i for i in entry.inputs if study.tape.values[i].kind is Kind.RESULT)
     shape = study.tape.values[start].shape
     numbers = torch.arange(shape[-1], dtype=torch.float64).expand(shape)
     for entry, position in reversed(way):

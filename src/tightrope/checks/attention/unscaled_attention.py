@@ -49,14 +49,18 @@ class Attention:
     Attributes:
         entry: the softmax, or the fused call.
         query, key: ids of the tensors whose rows are multiplied.
+        source: id of what the queries are views and multiples of.
         width: components of a row, d.
-        factor: what multiplies q k^T on its way to the softmax, and q and k before it.
+        outer: what multiplies q k^T on its way to the softmax.
+        factor: the same times what multiplied q and k before.
     """
 
     entry: Entry
     query: int
     key: int
+    source: int
     width: int
+    outer: float
     factor: float
 
 
@@ -70,7 +74,7 @@ def judge(study: Study) -> Iterator[Finding]:
         rows = study.measurement.rows.get(found.entry.outputs[0])
         if rows is None or rows.logit_std <= WARNING or found.width < NARROW:
             continue
-        if found.factor * found.width**0.5 >= EXCESS and is_drawn(query_weight(tape, made, found.query)):
+        if found.factor * found.width**0.5 >= EXCESS and is_drawn(query_weight(tape, made, found.source)):
             yield _finding(study, found, rows)
 
 
@@ -81,17 +85,22 @@ def attentions(tape: Tape, made: dict[int, Entry]) -> Iterator[Attention]:
             q, k = entry.inputs[0], entry.inputs[1]
             width = tape.values[q].shape[-1]
             factor = float(entry.kwargs.get("scale") or width**-0.5)
-            query, before = _scaled(tape, made, q)
-            key, also = _scaled(tape, made, k)
-            yield Attention(entry, query, key, width, factor * before * also)
+            source, inner = _inside(tape, made, q, k)
+            yield Attention(entry, q, k, source, width, factor, factor * inner)
         elif entry.op == "softmax":
             number, factor = _scaled(tape, made, entry.inputs[0])
             product = made.get(number)
             pair = _operands(tape, product) if product is not None else None
             if pair is not None:
-                query, before = _scaled(tape, made, pair[0])
-                key, also = _scaled(tape, made, pair[1])
-                yield Attention(entry, query, key, pair[2], factor * before * also)
+                q, k, width = pair
+                source, inner = _inside(tape, made, q, k)
+                yield Attention(entry, q, k, source, width, factor, factor * inner)
+
+
+def _inside(tape: Tape, made: dict[int, Entry], query: int, key: int) -> tuple[int, float]:
+    """What the queries come from, and the factor that q and k bring to their product."""
+    source, before = _scaled(tape, made, query)
+    return source, before * _scaled(tape, made, key)[1]
 
 
 def _scaled(tape: Tape, made: dict[int, Entry], number: int) -> tuple[int, float]:
@@ -154,10 +163,9 @@ def _operands(tape: Tape, product: Entry) -> tuple[int, int, int] | None:
     return (*pair, left[-1]) if len(left) >= 3 and len(right) >= 3 else None
 
 
-def query_weight(tape: Tape, made: dict[int, Entry], query: int) -> Tensor | None:
+def query_weight(tape: Tape, made: dict[int, Entry], source: int) -> Tensor | None:
     """The weight of the projection that makes the queries; None when there is no such linear map."""
-    number = origin(made, query)
-    entry = made.get(number)
+    entry = made.get(source)
     if entry is None or entry.op not in ("linear", "matmul", "addmm"):
         return None
     for i in entry.inputs:
@@ -191,7 +199,7 @@ def _finding(study: Study, found: Attention, rows: Rows) -> Finding:
     q, k = laws.get(found.query), laws.get(found.key)
     if q is not None and k is not None:
         between = (k.site + k.residual + k.sample) ** 0.5
-        evidence.append(Evidence("logit std by the law of q and k", found.factor * found.width**0.5 * q.rms * between))
+        evidence.append(Evidence("logit std by the law of q and k", found.outer * found.width**0.5 * q.rms * between))
     return Finding(
         "unscaled-attention", Severity.FAULT if rows.logit_std > FAULT else Severity.WARNING, found.entry.module,
         str(tape.location(found.entry)),
