@@ -153,3 +153,11 @@ def test_importing_the_package_loads_no_renderer() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("missing", ["predicted", "measured"])
+def test_one_side_alone_is_drawn(made: SimpleNamespace, missing: str) -> None:
+    rows = tuple(made.row(i, **{missing: None, f"{missing}_gradient": None, "z": None}) for i in range(20))
+    page = Page(html.render(dataclasses.replace(made.report(), laws=rows)))
+    assert "None" not in page.text
+    assert "standard errors of their prediction" not in page.text

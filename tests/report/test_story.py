@@ -37,7 +37,8 @@ def test_values_go_as_far_as_their_error(value: float, error: float | None, text
 
 def test_exponents_become_powers_of_ten() -> None:
     assert story.pretty("3.10e-07 ± 1.0e-08") == "3.10 × 10⁻⁷ ± 1.0 × 10⁻⁸"
-    assert story.pretty("the layer") == "the layer"
+    assert story.pretty("together × 2.3e-09.") == "together × 2.3 × 10⁻⁹."
+    assert story.pretty("the layer e5 of v1.2e3") == "the layer e5 of v1.2e3"
 
 
 def test_groups_keep_order_fold_echoes_and_join_what_is_alike(made: SimpleNamespace) -> None:

@@ -123,3 +123,23 @@ def test_notes_are_shown(broken: Report) -> None:
         encoding="utf-8",
     )
     assert "note: The script ended with ValueError." in text
+
+
+def test_a_short_patch_is_printed_and_a_long_one_cut(made: SimpleNamespace) -> None:
+    two, six = made.remedy(patch="a = 1\nb = 2"), made.remedy(patch="\n".join(f"line_{n}" for n in range(6)))
+    shown = terminal.render(made.report(made.finding(remedies=(two,))), width=100, colour=False, encoding="utf-8")
+    assert "a = 1\n" in shown
+    assert "b = 2\n" in shown
+    cut = terminal.render(made.report(made.finding(remedies=(six,))), width=100, colour=False, encoding="utf-8")
+    assert "line_2" in cut
+    assert "line_3" not in cut
+    assert "3 more lines" in cut
+
+
+@pytest.mark.parametrize("side", ["predicted", "measured"])
+def test_one_side_alone_is_enough(made: SimpleNamespace, side: str) -> None:
+    other = {"predicted": "measured", "measured": "predicted"}[side]
+    rows = tuple(made.row(i, factor=0.5, **{other: None, f"{other}_gradient": None, "z": None}) for i in range(20))
+    text = terminal.render(dataclasses.replace(made.report(), laws=rows), width=100, colour=False, encoding="utf-8")
+    assert "× 0.50" in text
+    assert "None" not in text

@@ -103,6 +103,7 @@ def _environment() -> Environment:
         "number": lambda value: "" if value is None else story.pretty(story.number(value)),
         "value": lambda value, error: story.pretty(story.with_error(value, error)),
         "sentence": story.sentence,
+        "prose": lambda text: Markup(pages.inline(story.pretty(text))),
         "file": lambda location: Path(location.rpartition(":")[0]).name + ":" + location.rpartition(":")[2],
         "short": lambda value: f"{value:.4g}",
         "score": lambda z: story.pretty(story.score(z)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ SAFETY = {
     Safety.REVIEW: "needs review before it is applied",
     Safety.ADVICE: "advice: to be done by hand",
 }
+_EXPONENT = re.compile(r"(?<![\w.])(-?\d+(?:\.\d+)?)e([+-]?\d+)\b")
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -71,13 +73,7 @@ def score(z: float) -> str:
 
 def pretty(text: str) -> str:
     """Exponents as powers of ten: "3.1e-07" becomes "3.1 × 10⁻⁷"."""
-    words = []
-    for word in text.split(" "):
-        mantissa, mark, exponent = word.partition("e")
-        if mark and _is_float(mantissa) and _is_float(exponent):
-            word = f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
-        words.append(word)
-    return " ".join(words)
+    return _EXPONENT.sub(lambda found: f"{found[1]} × 10{str(int(found[2])).translate(_SUPERSCRIPT)}", text)
 
 
 def with_error(value: float, error: float | None) -> str:
@@ -184,11 +180,3 @@ def _course(wire: Wire) -> str:
     course = f"{join(parts)} a layer over {wire.layers} layers" if parts else f"{len(wire.points)} tensors looked at"
     met = agreement(wire)
     return f"{course}; {met}" if met else course
-
-
-def _is_float(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

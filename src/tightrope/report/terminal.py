@@ -201,12 +201,14 @@ def _finding(group: story.Group, names: int, width: int) -> list[Text]:
 
 
 def _remedy(remedy: Remedy, indent: str, width: int) -> list[Text]:
+    """A one-line patch as it is; a longer one under its title, three lines of it at most."""
     patch = [line for line in remedy.patch.splitlines() if line.strip()]
     label = f"remedy ({remedy.safety.value})  "
     if len(patch) == 1 and len(patch[0]) <= width - len(indent) - len(label):
         return [Text.assemble(indent, (label, "green"), patch[0])]
-    more = "" if not patch else f" ({len(patch)} lines; see the report)" if len(patch) > 1 else ""
-    return _wrapped(f"{label}{remedy.title}{more}", indent, width, "green")
+    lines = _wrapped(f"{label}{remedy.title}", indent, width, "green")
+    lines += [Text(f"{indent}  {line}") for line in patch[:3]]
+    return [*lines, Text(f"{indent}  … {len(patch) - 3} more lines in the report")] if len(patch) > 3 else lines
 
 
 def _closing(report: Report, told: Sequence[story.Group], saved: str, width: int) -> list[Text]:
