@@ -63,7 +63,7 @@ def conv(call: Call) -> State:
     """
     x, weight = call.input, call.state(1, "weight")
     assert weight is not None
-    out = windowed(_source(call, x), forward_window(call, weight), call.axes[0], resolved=not divided_out(call))
+    out = windowed(x, forward_window(call, weight), call.axes[0], resolved=not divided_out(call))
     bias = call.state(2, "bias")
     if bias is None:
         return out
@@ -83,18 +83,6 @@ def _(call: Call, upstream: State) -> Gradients:
     if bias is not None and bias in call.states:
         found[bias] = bias_gradient(call, upstream, call.states[bias])
     return found
-
-
-def _source(call: Call, x: State) -> State:
-    """Data from outside, the same at all sites: what its mean's map owes to few samples is no `site` spread."""
-    number = call.id(0, "input")
-    assert number is not None
-    n = x.axes.count(Role.SAMPLE)
-    if call.tape.values[number].producer is not None or n < 2 or x.exact:
-        return x
-    flat = collapsed(x, range(2, x.mean.ndim))
-    noise = torch.minimum((flat.sample + flat.residual) / (n - 1), flat.site)
-    return replace(flat, site=flat.site - noise, residual=flat.residual + noise)
 
 
 # -- geometry ------------------------------------------------------------------------------------

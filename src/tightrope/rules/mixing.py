@@ -58,6 +58,8 @@ def mixed(x: State, matrices: Mapping[int, Tensor], axes: Axes) -> State:
         even = _even(matrix)
         for name, field in fields.items():
             fields[name] = _along(field, dim, matrix, name, dim in independent[name], resolved and not even)
+    if axes.count(Role.SITE) == 1:
+        fields["site"] = fields["site"] * 0  # what sites differ by is counted from their average
     return settled(State(axes, **fields, width=x.width))
 
 

@@ -63,6 +63,8 @@ def _mean(x: State, over: Pool) -> State:
         return field.mean(dims, keepdim=True) if dims else field
 
     parts = {name: average(getattr(x, name)) / over.independent(name) for name in COMPONENTS}
+    if 1 < over.counts[Role.SITE] == x.axes.count(Role.SITE):
+        parts["site"] = parts["site"] * 0  # what sites differ by is counted from their average
     made = State(x.axes, average(x.mean), **parts, width=x.width)
     if x.covariance is None or not any(x.axes.role(d) is Role.CHANNEL for d in dims):
         return made

@@ -11,6 +11,7 @@ draws of the weights stands in `constant` and `site` ("ensemble"). The rules are
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,6 +112,7 @@ class State:
         inner = variance.mean(sites, keepdim=True)
         shared = ((n * total - inner) / max(n - 1, 1)).clamp(min=0.0)
         share = torch.where(inner > 0, shared / inner, torch.zeros_like(inner)).clamp(max=1.0)
+        mean, variance = _population(mean, variance, math.prod(layout[i].size for i in over))
         shared = (share * variance).reshape(shape)
         return cls.of(axes, mean.reshape(shape), sample=shared, residual=variance.reshape(shape) - shared)
 
@@ -230,6 +232,15 @@ def _shared(left: Tensor | None, right: Tensor | None, share: float) -> Tensor |
     assert like is not None
     neutral = torch.zeros_like(like)
     return share * (neutral if left is None else left) + (1 - share) * (neutral if right is None else right)
+
+
+def _population(mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Moments of the population behind n samples: their mean owes Var / n of its square to chance."""
+    variance = variance * n / (n - 1)
+    square, noise = float(mean.square().mean()), float(variance.mean()) / n
+    keep = max(0.0, 1.0 - noise / square) if square > 0 else 0.0
+    # Below a tenth of a standard deviation in all, a map of means is not worth its cost.
+    return mean * (keep**0.5 if keep * square > 0.01 * noise * n else 0.0), variance
 
 
 def _shrunk(deviations: Tensor) -> Tensor:
