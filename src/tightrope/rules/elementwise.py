@@ -48,6 +48,14 @@ _KINKS = {
     "relu6": (0.0, 6.0), "hardsigmoid": (-3.0, 3.0), "hardswish": (-3.0, 3.0),
 }  # fmt: skip
 
+BENT = frozenset(
+    {"tanh", "sigmoid", "erf", "erfc", "gelu", "silu", "mish", "softplus", "logsigmoid", "tanhshrink", "expm1", "atan"}
+)
+"""Smooth functions that turn within a few units of zero."""
+BENDS = (-3.0, 0.0, 3.0)
+STEEP = 1.5
+"""Standard deviation from which the turn is a step to the variable, and the quadrature is split around it."""
+
 
 def kinks(entry: Entry) -> tuple[float, ...]:
     """Where the operation or its derivative jumps: the quadrature is split there."""
@@ -187,6 +195,9 @@ def _variable(call: Call, random: list[int]) -> Latent:
     number = free[0]
     if number not in call.latents:
         edges = {edge for entry in call.readers(number) for edge in kinks(entry)} | set(kinks(call.entry))
+        bent = any(entry.op in BENT for entry in (call.entry, *call.readers(number)))
+        if bent and float(call.states[number].variance.max()) > STEEP**2:
+            edges.update(BENDS)
         made = latent(call.states[number], sorted(edges))
         if not _forks(call, number):
             return made

@@ -46,7 +46,7 @@ _SPECIAL = {
     "__matmul__": "matmul", "__rmatmul__": "rmatmul", "true_divide": "div", "divide": "div", "multiply": "mul",
     "subtract": "sub", "negative": "neg", "concat": "cat", "concatenate": "cat", "absolute": "abs",
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "special_erf": "erf",
-    "special_expit": "sigmoid", "conj": "alias", "clip": "clamp",
+    "special_expit": "sigmoid", "conj": "alias", "clip": "clamp", "log_sigmoid": "logsigmoid", "_threshold": "threshold",
 }  # fmt: skip
 _IGNORED = frozenset(
     {"requires_grad", "register_hook", "retain_grad", "set", "_set_grad_enabled", "item", "grad", "data_ptr", "storage"}
@@ -366,7 +366,8 @@ class Recorder(TorchFunctionMode):
         content = self._content(tensor) if keep else None
         if content is not None and kind is not Kind.PARAMETER:
             self._held += content.nbytes
-        value = Value(number, tuple(tensor.shape), tensor.dtype, kind, name, content, producer)
+        trained = kind is Kind.PARAMETER and tensor.requires_grad
+        value = Value(number, tuple(tensor.shape), tensor.dtype, kind, name, content, producer, trained)
         self.tape.values[number] = value
         self._known[id(tensor)] = (weakref.ref(tensor), number)
         return value
