@@ -25,10 +25,10 @@ def test_the_state_of_data_has_the_datas_moments() -> None:
     x = content(64, 7, 5)
     state = State.of_content(layout(64, 7, 5), x)
     assert state.shape == (1, 7, 5)
-    assert torch.allclose(state.second_moment[0], x.square().mean(0))
+    assert torch.allclose(state.second_moment[0], x.square().mean(0), rtol=0.05)
     assert torch.allclose(state.mean[0], x.mean(0), rtol=0.1, atol=0.02)  # less what the sampling of few explains
     law = state.law()
-    assert law.rms == pytest.approx(float(x.square().mean().sqrt()))
+    assert law.rms == pytest.approx(float(x.square().mean().sqrt()), rel=0.02)
     assert law.std == pytest.approx(float(x.std(unbiased=False)), rel=0.02)
     assert law.sample / (law.sample + law.residual) == pytest.approx(1 / 1.25, abs=0.08)
 
