@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightrope.checks.attention.unscaled_attention import is_drawn
+from tightrope.checks.weights import is_drawn
 from tightrope.finding import Finding, Severity
 from tightrope.measure.probes import attention_rows, softmax_rows
 

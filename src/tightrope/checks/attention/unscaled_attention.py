@@ -16,7 +16,6 @@ References  Vaswani et al. (2017), Attention is all you need, section 3.2.1 and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightrope.checks.trace import CHANCE, VIEWS, origin, producers
+from tightrope.checks.weights import is_drawn
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.probes import Rows
 from tightrope.study import Study
@@ -39,7 +39,6 @@ WARNING, FAULT = 2.0, 4.0  # logit std; trials at initialisation: healthy 0.84 t
 EXCESS = 2.0  # times 1 / sqrt(d)
 NARROW = 4  # head width from which the factor matters
 FIRST_STEPS = 5  # training sharpens attention, so later steps are not judged
-DRAWN = 1.5  # spread of the rows' scales over what independent draws give; trained matrices have 3 and more
 
 
 @dataclass(frozen=True)
@@ -173,20 +172,6 @@ def query_weight(tape: Tape, made: dict[int, Entry], source: int) -> Tensor | No
         if value.kind is Kind.PARAMETER and len(value.shape) == 2:
             return value.content
     return None
-
-
-def is_drawn(weight: Tensor | None) -> bool:
-    """Whether a matrix is as an initialiser draws it: its rows' mean squares differ as independent draws do."""
-    if weight is None or weight.is_meta:
-        return True
-    w = weight.detach().double()
-    squares = w.square()
-    moment = squares.mean()
-    if float(moment) == 0:
-        return True
-    noise = float(squares.var() / w.shape[1])
-    ratio = float(squares.mean(1).var()) / max(noise, 1e-300)
-    return ratio < DRAWN + 4 * math.sqrt(2 / max(w.shape[0] - 1, 1))
 
 
 def _finding(study: Study, found: Attention, rows: Rows) -> Finding:

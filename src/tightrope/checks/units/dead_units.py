@@ -1,18 +1,19 @@
 """`dead-units`: rectifier units that are zero for every sample.
 
-Law       a unit max(0, z) with z ~ N(mu, sigma^2) over the data is active with probability p = Phi(mu / sigma); it
-          is silent on a whole batch of m samples by chance with probability (1 - p)^m. Signs that initialisation
-          drew alone leave half of a layer's units with mu < 0, so a layer of n units has at most n / 2 dead ones
-          within sqrt(n) / 2, however narrow the data; its gradient passes through the rest.
-Evidence  share of units that are exactly zero on every sample and site of the batch, less the share that the
-          predicted law of each unit's pre-activation lets chance explain.
+Law       a unit max(0, z) with z ~ N(mu, sigma^2) over the data is active with probability p = Phi(mu / sigma); it is
+          silent on a whole batch of m samples by chance with probability (1 - p)^m. Signs that initialisation drew
+          alone leave half of a layer's units with mu < 0, so a layer of n units has at most n / 2 dead ones within
+          sqrt(n) / 2, however narrow the data; its gradient passes through the rest.
+Evidence  share of units that are exactly zero on every sample and site of the batch, less the share that the predicted
+          law of each unit's pre-activation lets chance explain.
 Verdict   `warning` above 0.6 and `fault` above 0.85, when a fair coin for each unit gives as many with a probability
-          below 0.01 over all layers together; `fault` when the whole layer is silent: no gradient passes it.
-Remedy    solve the scales and reset the biases (`initialize`); or a rectifier with a slope on its negative side,
-          which lets a silent unit come back. When data or learning rate killed the units, cure that first.
+          below 0.01 over all layers together; `fault` when the whole layer is silent: no gradient passes it. One step
+          milder for trained weights, which may be sparse.
+Remedy    solve the scales and reset the biases (`initialize`); or a rectifier with a slope on its negative side, which
+          lets a silent unit come back. When data or learning rate killed the units, cure that first.
 Limits    one batch: a unit that only rare data wakes counts as silent. Units that are gates are not judged.
-References  Lu, Shin, Su, Karniadakis (2020), Dying ReLU and initialization, Commun. Comput. Phys. 28;
-          Maas, Hannun, Ng (2013), Rectifier nonlinearities improve neural network acoustic models.
+References  Lu, Shin, Su, Karniadakis (2020), Dying ReLU and initialization, Commun. Comput. Phys. 28; Maas, Hannun, Ng
+          (2013), Rectifier nonlinearities improve neural network acoustic models.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tightrope.checks.trace import is_hidden, producers
+from tightrope.checks.weights import is_drawn, weights_before
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.roles import Role
 from tightrope.rules.state import State
@@ -59,7 +61,11 @@ def judge(study: Study) -> Iterator[Finding]:
         if silenced and law is not None and law.signal == 0:
             continue  # what comes in is constant already: the layer before says so
         silenced = True
-        yield _finding(study, entry, share, Severity.FAULT if whole or share > FAULT else Severity.WARNING)
+        severity = Severity.FAULT if whole or share > FAULT else Severity.WARNING
+        drawn = all(is_drawn(weight) for weight in weights_before(tape, made, entry.inputs[0]))
+        if not drawn and not whole:
+            severity = Severity.WARNING if share > FAULT else Severity.ADVICE
+        yield _finding(study, entry, share, severity)
 
 
 def chance(state: State | None, samples: int) -> float:

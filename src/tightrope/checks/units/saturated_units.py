@@ -4,7 +4,8 @@ Law       the sweet spot of f is where |f'| is at least a tenth of its largest v
           for the sigmoid. With z ~ N(mu, sigma^2) the share outside is Phi((low - mu) / sigma) + 1 - Phi((high - mu) /
           sigma); the gradient through the layer shrinks by E[f'(z)^2], and for tanh half lies outside at sigma = 2.7.
 Evidence  measured share of outputs outside the sweet spot, beside the share that the predicted law of z gives.
-Verdict   `warning` above 0.5, `fault` above 0.8, when the excess is more than three standard errors.
+Verdict   `warning` above 0.5, `fault` above 0.8, when the excess is more than three standard errors; `advice` for
+          weights that are no longer as an initialiser draws them: a trained net may well be sure.
 Remedy    solve the weight scale so that z has unit scale (`initialize`); scale the inputs when they cause it; or an
           activation that does not saturate.
 Limits    gates (whose output multiplies another signal), attention and output heads are not judged: to be sure is their
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from tightrope.checks.trace import is_hidden, producers
+from tightrope.checks.weights import is_drawn, weights_before
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.probes import SweetSpot, sweet_spot
 from tightrope.rules.state import State
@@ -49,7 +51,11 @@ def judge(study: Study) -> Iterator[Finding]:
         share = units.saturated
         error = math.sqrt(share * (1 - share) / max(units.channels, tape.samples or 1))
         if share - ERRORS * error > WARNING and is_hidden(tape, made, entry.outputs[0]):
-            yield _finding(study, entry, share, error, outside(study.forecast.states.get(entry.inputs[0]), spot))
+            severity = Severity.FAULT if share - ERRORS * error > FAULT else Severity.WARNING
+            if not all(is_drawn(weight) for weight in weights_before(tape, made, entry.inputs[0])):
+                severity = Severity.ADVICE
+            predicted = outside(study.forecast.states.get(entry.inputs[0]), spot)
+            yield _finding(study, entry, severity, share, error, predicted)
 
 
 def outside(state: State | None, spot: SweetSpot) -> float | None:
@@ -61,7 +67,9 @@ def outside(state: State | None, spot: SweetSpot) -> float | None:
     return float(1 - inside.mean())
 
 
-def _finding(study: Study, entry: Entry, share: float, error: float, predicted: float | None) -> Finding:
+def _finding(
+    study: Study, entry: Entry, severity: Severity, share: float, error: float, predicted: float | None
+) -> Finding:
     before = study.measurement.laws.get(entry.inputs[0])
     evidence = [Evidence("share outside the sweet spot", share, WARNING, error)]
     if predicted is not None:
@@ -70,7 +78,7 @@ def _finding(study: Study, entry: Entry, share: float, error: float, predicted: 
         evidence.append(Evidence("std of the pre-activation", before.std, 1.0))
     scale = f", pre-activation std {before.std:.3g}" if before is not None else ""
     return Finding(
-        "saturated-units", Severity.FAULT if share - ERRORS * error > FAULT else Severity.WARNING, entry.module,
+        "saturated-units", severity, entry.module,
         str(study.tape.location(entry)), f"{share:.0%} of {entry.op} outputs lie on its flat ends{scale}; level: below "
         f"{WARNING:.0%}", tuple(evidence), entry.index, modules=(entry.module,),
     )  # fmt: skip
