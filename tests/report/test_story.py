@@ -78,3 +78,14 @@ def test_tensors_are_counted_without_zeros(made: SimpleNamespace) -> None:
     assert story.tensors(made.report()) == "20 tensors, all predicted"
     counts = {"recorded": 9, "predicted": 7, "simulated": 2, "unknown": 0}
     assert story.tensors(made.report(tensors=counts)) == "9 tensors, 7 predicted, 2 simulated"
+
+
+def test_places_lose_their_folders() -> None:
+    assert story.place("/home/a/train.py:21") == "train.py:21"
+    assert story.place("") == ""
+
+
+def test_gaps_are_told_by_operation_and_reason(made: SimpleNamespace) -> None:
+    unknown = (*(f"erfinv in net.{n} (train.py:3): simulated" for n in range(5)), "svd in net.9 (m.py:1): no law")
+    told = story.gaps(made.report(unknown=unknown))
+    assert told == [("erfinv at 5 places: simulated", unknown[:5]), ("svd in net.9 (m.py:1): no law", ())]

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from tightrope.finding import Finding, Safety, Severity
 from tightrope.report.model import Report
@@ -154,6 +155,24 @@ def tensors(report: Report) -> str:
         return f"{recorded} tensors, all predicted"
     parts = [f"{counts[name]} {name}" for name in ("predicted", "simulated", "unknown") if counts.get(name)]
     return ", ".join([f"{recorded} tensors", *parts])
+
+
+def place(location: str) -> str:
+    """A source line without its folders: `train.py:21`."""
+    path, mark, line = location.rpartition(":")
+    return f"{PurePath(path).name}{mark}{line}"
+
+
+def gaps(report: Report) -> list[tuple[str, tuple[str, ...]]]:
+    """What was not known, by operation and reason: a heading, and the places where there are several."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for text in report.unknown:
+        operation, reason = text.split(" ", 1)[0], text.rpartition("): ")[2]
+        found.setdefault((operation, reason), []).append(text)
+    return [
+        (texts[0], ()) if len(texts) == 1 else (f"{operation} at {len(texts)} places: {reason}", tuple(texts))
+        for (operation, reason), texts in found.items()
+    ]
 
 
 def fixing(report: Report) -> str:

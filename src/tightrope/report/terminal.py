@@ -184,7 +184,7 @@ def _finding(group: story.Group, names: int, width: int) -> list[Text]:
     head = Text.assemble(
         start, (f"{finding.severity.value:<8}", STYLES[finding.severity]), (f"{finding.check:<{names}}", "bold"), "  "
     )
-    place = _short(finding.location)
+    place = story.place(finding.location)
     head.append(group.places)
     if place:
         room = width - head.cell_len - 2
@@ -233,11 +233,6 @@ def _wrapped(text: str, indent: str, width: int, style: str = "", most: int = 2)
     if len(lines) > most:
         shown[-1].append(" …")
     return shown
-
-
-def _short(location: str) -> str:
-    path, _, line = location.rpartition(":")
-    return f"{os.path.basename(path)}:{line}" if path else location
 
 
 def _ascii(line: Text) -> Text:
