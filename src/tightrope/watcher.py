@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import random
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest import mock
 
 import torch
 from torch.optim.optimizer import Optimizer
@@ -18,7 +23,6 @@ from tightrope.diagnose import diagnose
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.measure.measurement import Meter
 from tightrope.predict import forecast
-from tightrope.step import force_eager
 from tightrope.study import Models, Optimizers, Study
 from tightrope.tape import stack
 from tightrope.tape.recorder import Recorder
@@ -39,7 +43,7 @@ class Pass:
     findings: tuple[Finding, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Watcher:
     """The listener of `Steps`: decides what is recorded and keeps what was learnt.
 
@@ -72,7 +76,7 @@ class Watcher:
         self._meter = Meter()
         self._stale: list[Recorder] = []
         self._open = ExitStack()
-        self._eager = ExitStack()
+        self._eager: Any = None
         self._suspended = False
         self._alarm = False
         self._signatures: set[tuple[tuple[str, str], ...]] = set()
@@ -81,14 +85,25 @@ class Watcher:
         self._fixed_at: int | None = None
 
     def __enter__(self) -> Watcher:
+        _watching.add(self)
         self._open.enter_context(self.clock)
+        self._open.enter_context(mock.patch.object(torch, "compile", self._compiler(torch.compile)))
         if 1 in self.record:
             self._begin()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        _watching.discard(self)
         self._open.close()
         self._end()
+
+    def leave_child(self) -> None:
+        """In a process that the script forked (a loader's worker) nothing is watched."""
+        self.record, self.fix = frozenset(), False
+        if self._recorder is not None:
+            self._recorder.muted = True
+            self._recorder.__exit__(None, None, None)
+            self._recorder = None
 
     # -- what `Steps` tells ----------------------------------------------------------------------
 
@@ -152,8 +167,24 @@ class Watcher:
         )
         self._signatures.clear()
         self._seen = 0
-        self._eager.enter_context(force_eager())
+        self._run_eagerly()
         self._recorder.__enter__()
+
+    def _run_eagerly(self) -> None:
+        """Compiled code runs as plain Python while it is recorded, so that its calls are seen."""
+        if self._eager is None and "torch._dynamo" in sys.modules:
+            warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
+            self._eager = torch.compiler.set_stance("force_eager")
+
+    def _compiler(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(plain)
+        def compile(*args: Any, **kwargs: Any) -> Any:
+            made = plain(*args, **kwargs)
+            if self._recorder is not None:
+                self._run_eagerly()
+            return made
+
+        return compile
 
     def _end(self) -> None:
         """Stop recording, wherever the script stands."""
@@ -163,7 +194,9 @@ class Watcher:
         recorder.muted = True
         recorder.__exit__(None, None, None)
         self._stale.append(recorder)  # inside a backward pass it is off the stack only for the moment
-        self._eager.close()
+        if self._eager is not None:
+            self._eager.__exit__(None, None, None)
+            self._eager = None
         self._announce()
 
     def _tidy(self) -> None:
@@ -261,6 +294,18 @@ class Watcher:
                 if parameter.grad is not None:
                     parameter.grad.detach().zero_()
         return True
+
+
+_watching: weakref.WeakSet[Watcher] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for watcher in _watching:
+        watcher.leave_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def safe_remedies(findings: Iterable[Finding]) -> Iterator[tuple[Finding, Remedy]]:
