@@ -161,3 +161,11 @@ def test_one_side_alone_is_drawn(made: SimpleNamespace, missing: str) -> None:
     page = Page(html.render(dataclasses.replace(made.report(), laws=rows)))
     assert "None" not in page.text
     assert "standard errors of their prediction" not in page.text
+
+
+def test_views_are_left_out_of_a_very_long_table(made: SimpleNamespace) -> None:
+    rows = tuple(made.row(i, factor=0.999, trivial=bool(i % 2)) for i in range(2000))
+    text = html.render(dataclasses.replace(made.report(), laws=rows))
+    assert Page(text).count("tr") == 1001
+    assert "1000 views and copies are left out" in text
+    assert len(text.encode()) < 1_500_000

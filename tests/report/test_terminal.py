@@ -143,3 +143,14 @@ def test_one_side_alone_is_enough(made: SimpleNamespace, side: str) -> None:
     text = terminal.render(dataclasses.replace(made.report(), laws=rows), width=100, colour=False, encoding="utf-8")
     assert "× 0.50" in text
     assert "None" not in text
+
+
+def test_a_prompt_shows_the_screen(sick: Report) -> None:
+    assert repr(sick) == str(sick) == terminal.render(sick)
+
+
+@pytest.mark.parametrize("width", [30, 50])
+def test_a_narrow_console_loses_no_line(sick: Report, width: int) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(sick)
+    assert max(map(len, stream.getvalue().splitlines())) <= width

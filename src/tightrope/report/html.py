@@ -23,6 +23,7 @@ from tightrope.report.model import LawRow, Report
 from tightrope.report.wire import Point, Reading, Wire, build, reading
 
 CONTEXT = 3  # lines of source shown on either side
+MOST = 1200  # rows beyond which views and copies are left out of the table, so that the file stays small
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ def _lines(report: Report, told: Sequence[story.Group]) -> list[Line]:
             flags.setdefault(finding.index, []).append(group.number)
     lines = []
     for n, (row, (predicted, measured)) in enumerate(zip(report.laws, readings, strict=True)):
+        if row.trivial and len(report.laws) > MOST:
+            continue
         band = [_on(value, low, high) for value in (predicted.low, predicted.high)] if predicted else [None, None]
         bar = (band[0], band[1], _on(measured.value, low, high) if measured else None)
         standing = tuple(dict.fromkeys(flags.get(row.index, ())))

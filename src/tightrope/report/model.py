@@ -147,6 +147,9 @@ class Report:
 
         return render(self)
 
+    def __repr__(self) -> str:
+        return str(self)  # what a Python prompt shows
+
 
 def make_report(
     studies: Sequence[Study], *, title: str = "", findings: Sequence[Finding] | None = None, **facts: Any
