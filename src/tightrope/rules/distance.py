@@ -107,8 +107,11 @@ def _(call: Call, upstream: State) -> Gradients:
 def _binary(call: Call) -> tuple[Function, Function]:
     """A and B of l = A(z) + y B(z)."""
     if call.entry.op == "binary_cross_entropy":
+        precision = call.value(call.argument(0, "input")).dtype
+
         def negative(p: Tensor) -> Tensor:
-            return -torch.log1p(-p).clamp(min=-100)
+            """A probability that rounds to 1 costs 100, as the operation has it."""
+            return -torch.log1p(-p.to(precision).to(p.dtype)).clamp(min=-100)
 
         return negative, lambda p: -p.log().clamp(min=-100) - negative(p)
     given = call.state(5, "pos_weight") if len(call.entry.args) > 5 else _named(call, "pos_weight")
@@ -142,9 +145,9 @@ def _slopes(call: Call, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nodes(call: Call, x: State) -> tuple[Latent, Tensor]:
-    """A variable behind the prediction and the prediction at its nodes, in the precision of the step."""
+    """A variable behind the prediction and the prediction at its nodes."""
     if isinstance(x.latent, Latent) and x.nodes is not None:
-        return x.latent, x.nodes.to(call.value(call.argument(0, "input")).dtype).double()
+        return x.latent, x.nodes
     if "variable" not in call.saved:
         call.saved["variable"] = latent(x)
     variable: Latent = call.saved["variable"]
