@@ -100,7 +100,8 @@ def max_pool(call: Call) -> State:
     for size, share in _sizes(call).items():
         for node, chance in _hermite(bool((shared > 1e-6).any())):
             weights = _given(variable, shared, node)
-            top = _largest(weights.expand_as(values), order, size)
+            below = _rising(variable, values, shared, node)
+            top = _largest(weights.expand_as(values), below, order, size)
             inner = (top * values).sum(-1)
             mean = mean + share * chance * inner
             sample = sample + share * chance * inner.square()
@@ -175,13 +176,30 @@ def _given(variable: Latent, shared: Tensor, node: float) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
 
 
-def _largest(weights: Tensor, order: Tensor, size: int) -> Tensor:
-    """Probabilities of the nodes for the largest of `size` independent draws."""
+def _largest(weights: Tensor, below: Tensor | None, order: Tensor, size: int) -> Tensor:
+    """Probabilities of the nodes for the largest of `size` independent draws.
+
+    Args:
+        weights: of the nodes, given what the window shares.
+        below: probability of a smaller draw, where the values rise with the variable; None to count it by rank.
+        order: the nodes by value.
+        size: number of draws.
+    """
+    if below is not None:
+        top = weights * below ** (size - 1)
+        return top / top.sum(-1, keepdim=True).clamp(min=1e-300)
     ranked = weights.gather(-1, order)
-    below = ranked.cumsum(-1)
-    top = below**size - (below - ranked).clamp(min=0) ** size
+    top = ranked * (ranked.cumsum(-1) - ranked / 2) ** (size - 1)
     top = top / top.sum(-1, keepdim=True).clamp(min=1e-300)
     return torch.zeros_like(weights).scatter(-1, order, top)
+
+
+def _rising(variable: Latent, values: Tensor, shared: Tensor, node: float) -> Tensor | None:
+    """Probability that another draw of the variable is smaller, if the values rise with it."""
+    if bool((values.diff(dim=-1) < -1e-12).any()):
+        return None
+    rho = shared.unsqueeze(-1)
+    return torch.special.ndtr((variable.xi - rho.sqrt() * node) / (1 - rho).sqrt())
 
 
 def _sizes(call: Call) -> dict[int, float]:

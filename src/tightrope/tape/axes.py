@@ -29,7 +29,7 @@ def infer(tape: Tape, entry: Entry, known: dict[int, Axes]) -> list[Axes]:
     """
     for number in entry.inputs:
         if number not in known:
-            known[number] = of_source(tape, tape.values[number], entry)
+            known[number] = of_source(tape, tape.values[number], entry, known)
     inputs = [known[number] for number in entry.inputs]
     found = []
     for position, number in enumerate(entry.outputs):
@@ -47,11 +47,27 @@ def _from_nothing(shape: tuple[int, ...], samples: int | None) -> Axes:
     return default_axes(shape, samples if len(shape) > 1 and shape.count(samples or 0) == 1 else None)
 
 
-def of_source(tape: Tape, value: Value, reader: Entry | None = None) -> Axes:
-    """Axes of a tensor from outside, judged by its shape and by the operation that reads it first."""
+_ALIKE = frozenset({"add", "sub", "rsub", "mul", "div", "rdiv", "where", "maximum", "minimum", "mse_loss", "l1_loss"})
+"""Operations whose operands of one shape have the same roles."""
+
+
+def of_source(tape: Tape, value: Value, reader: Entry | None = None, known: dict[int, Axes] | None = None) -> Axes:
+    """Axes of a tensor from outside, judged by its shape and by the operation that reads it first.
+
+    Args:
+        tape: where it stands.
+        value: the tensor.
+        reader: the first operation that reads it.
+        known: axes of other values; one that is read beside it and has its shape decides.
+    """
     if value.kind in (Kind.PARAMETER, Kind.BUFFER):
         return default_axes(value.shape, None)
     shape = value.shape
+    if reader is not None and reader.op in _ALIKE and known and len(shape) > 1:
+        beside = (known[n] for n in reader.inputs if n in known and known[n].shape == shape)
+        found = next(beside, None)
+        if found is not None:
+            return found
     if reader is not None and reader.op.startswith("conv") and len(shape) >= 3:
         sites = (_one(Role.SITE, n) for n in shape[2:])
         return Axes((_one(Role.SAMPLE, shape[0]), _one(Role.CHANNEL, shape[1]), *sites))
@@ -76,7 +92,7 @@ def _travel(entry: Entry, inputs: list[Axes], shape: tuple[int, ...], position: 
         whole = broadcast(*inputs)
         return whole if whole.shape == shape else inputs[0]
     except (IndexError, ValueError, TypeError, KeyError):
-        return default_axes(shape, None)  # `infer` sees when the shape does not fit and falls back on sizes
+        return Axes(())  # `infer` sees that the shape does not fit and falls back on sizes
 
 
 def _by_size(inputs: Sequence[Axes], shape: tuple[int, ...], samples: int | None) -> Axes:

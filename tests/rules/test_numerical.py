@@ -1,0 +1,52 @@
+"""Operations without a rule are run on draws of the predicted law."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import check_rule
+from torch import Tensor, nn
+
+import tightrope as tr
+
+CASES = {
+    "sort": lambda x: x.sort(-1).values,
+    "topk": lambda x: x.topk(4, dim=-1).values,
+    "cummax": lambda x: x.cummax(-1).values,
+    "two-operands": lambda x: torch.hypot(x, x.flip(-1)),
+    "renormalised": lambda x: torch.renorm(x, 2, 0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_laws_and_gradients(name: str) -> None:
+    found = check_rule(CASES[name], (32, 5, 12), batches=30, forward=0.06, backward=0.12, may_simulate=True)
+    assert found.simulated
+
+
+class Sorted(nn.Linear):
+    """A linear map, sorted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sort(-1).values
+
+
+def test_a_forecast_is_repeatable_and_leaves_the_random_state() -> None:
+    net, x = Sorted(8, 8), torch.randn(16, 8)
+    state = torch.get_rng_state()
+    first, second = tr.predict(net, x), tr.predict(net, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.laws == second.laws
+    assert first.gradients == second.gradients
+
+
+def test_what_cannot_be_simulated_is_said() -> None:
+    class Unknown(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return torch.take_along_dim(y, y.argsort(-1), -1)
+
+    forecast = tr.predict(Unknown(8, 8), torch.randn(16, 8))
+    entry, reason = forecast.unknown[0]
+    assert entry.op == "take_along_dim"
+    assert "not known" in reason
