@@ -7,7 +7,8 @@ laws of their initialisers) are carried from operation to operation by `tightrop
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,23 +59,33 @@ def forecast(tape: Tape, sources: dict[int, State] | None = None) -> Forecast:
     """
     begin = time.perf_counter()
     with torch.no_grad():
-        sweep = _Sweep(tape, sources or {})
+        sweep = Sweep(tape, sources or {})
         sweep.forward()
         if tape.loss is not None:
             sweep.backward()
-    laws = {number: state.law() for number, state in sweep.states.items()}
+    states = {number: replace(state, latent=None, nodes=None) for number, state in sweep.states.items()}
+    laws = {number: state.law() for number, state in states.items()}
     gradients = {number: state.law() for number, state in sweep.gradients.items()}
     return Forecast(
-        tape, laws, gradients, sweep.states, frozenset(sweep.trivial), tuple(sweep.simulated), tuple(sweep.unknown),
+        tape, laws, gradients, states, frozenset(sweep.trivial), tuple(sweep.simulated), tuple(sweep.unknown),
         time.perf_counter() - begin,
     )  # fmt: skip
 
 
-class _Sweep:
-    """One pass over the tape in each direction."""
+class Sweep:
+    """One pass over a tape in each direction.
 
-    def __init__(self, tape: Tape, sources: dict[int, State]) -> None:
+    Args:
+        tape: the recorded step.
+        sources: laws of values from outside.
+        before: is called with the sweep and each entry before the entry is propagated; it may change parameters.
+    """
+
+    def __init__(
+        self, tape: Tape, sources: dict[int, State], before: Callable[[Sweep, Entry], None] | None = None
+    ) -> None:
         self.tape = tape
+        self.before = before
         self.states: dict[int, State] = {}
         self.gradients: dict[int, State] = {}
         self.axes: dict[int, Axes] = {}
@@ -88,13 +99,11 @@ class _Sweep:
                 self.states[number], self.axes[number] = state, state.axes
 
     def forward(self) -> None:
+        """Propagate the laws from the first entry to the last."""
         for entry in self.tape.entries:
-            for number in entry.inputs:
-                if number not in self.axes:
-                    self.axes[number] = of_source(self.tape, self.tape.values[number], entry)
-                if number not in self.states:
-                    self._source(self.tape.values[number])
-            axes = infer(self.tape, entry, self.axes)
+            if self.before is not None:
+                self.before(self, entry)
+            axes = self._read(entry)
             self.axes.update(zip(entry.outputs, axes, strict=True))
             outputs = [self.tape.values[number] for number in entry.outputs]
             if all(value.kind is Kind.KNOWN for value in outputs):
@@ -102,6 +111,30 @@ class _Sweep:
                     self._source(value)
             elif any(value.is_float for value in outputs):
                 self._propagate(entry, axes)
+
+    def trial(self, entry: Entry) -> State | None:
+        """The law of an entry's first result with the parameters as they are now, without keeping it."""
+        fixed = [n for n in entry.inputs if self.tape.values[n].kind is Kind.PARAMETER]
+        for number in fixed:
+            self.states.pop(number, None)
+        axes = self._read(entry)
+        found = find(entry.op)
+        try:
+            result = found.forward(Call(self.tape, entry, self.states, axes, self.latents)) if found else None
+        except NotImplementedError:
+            result = None
+        for number in fixed:
+            self.states.pop(number, None)
+        return result if isinstance(result, State) or result is None else result[0]
+
+    def _read(self, entry: Entry) -> list[Axes]:
+        """Make sure of the states of an entry's inputs; axes of its outputs."""
+        for number in entry.inputs:
+            if number not in self.axes:
+                self.axes[number] = of_source(self.tape, self.tape.values[number], entry, self.axes)
+            if number not in self.states:
+                self._source(self.tape.values[number])
+        return infer(self.tape, entry, self.axes)
 
     def _source(self, value: Value) -> None:
         """The state of a tensor from outside."""
@@ -150,6 +183,7 @@ class _Sweep:
         self.calls.append((call, found))
 
     def backward(self) -> None:
+        """Propagate the gradients' laws from the loss to the first entry."""
         loss = self.tape.loss
         assert loss is not None
         self.gradients[loss] = State.of(self.axes[loss], 1.0)
