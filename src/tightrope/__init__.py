@@ -4,6 +4,7 @@ from tightrope.check import check
 from tightrope.compare import Comparison, compare
 from tightrope.errors import TightropeError
 from tightrope.finding import Finding, Remedy
+from tightrope.initialize import initialize
 from tightrope.law import Law
 from tightrope.measure import Measurement
 from tightrope.predict import Forecast
@@ -23,6 +24,7 @@ __all__ = [
     "TightropeError",
     "check",
     "compare",
+    "initialize",
     "measure",
     "predict",
 ]

@@ -41,6 +41,11 @@ def predict(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Forec
         InputError: the model, the batch or the loss is no such thing.
         RecordError: the model could not be run on shapes.
     """
+    return forecast(trace(model, inputs, loss=loss))
+
+
+def trace(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Tape:
+    """Record a step on shapes alone; arguments and errors are those of `predict`."""
     content: dict[int, Tensor] = {}
 
     def abstract(x: Any) -> Any:
@@ -54,7 +59,7 @@ def predict(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Forec
     tapes: list[Tape] = []
     tracer = Tracer(content=content, roots={"": model}, on_backward=tapes.append)
     record(model, args, kwargs, loss, tracer)
-    return forecast(tapes[-1])
+    return tapes[-1]
 
 
 def measure(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Measurement:

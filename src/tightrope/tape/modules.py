@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from tightrope.tape.tape import ModuleInfo
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and DataParallel; torch.compile
 _built: weakref.WeakKeyDictionary[nn.Module, Location] = weakref.WeakKeyDictionary()
 _latest: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_following: list[ModuleStack] = []
 
 
 @contextmanager
@@ -29,6 +31,8 @@ def remember_construction() -> Iterator[None]:
         plain(self, *args, **kwargs)
         _built[self] = locate(sys._getframe(1), skip=self)
         _latest.add(self)
+        for following in _following:
+            following.follow_calls_of(type(self))
 
     _latest.clear()
     nn.Module.__init__ = init  # type: ignore[method-assign]
@@ -87,13 +91,14 @@ class ModuleStack:
         self.stack: list[nn.Module] = []
         self.paused = False
         self._handles: list[Any] = []
+        self._calls: dict[type[nn.Module], Callable[..., Any]] = {}
         for name, root in (roots or {}).items():
             self.add_root(root, name)
 
     def add_root(self, root: nn.Module, prefix: str | None = None) -> None:
         """Name everything below a module that no known module contains; it has no prefix when it is the only model."""
         if prefix is None:
-            prefix = "" if self._only_model(root) else self._unused(variable(root) or type(root).__name__)
+            prefix = "" if self._only_model(root) else self._unused(_called(root))
         self.roots.append(root)
         inner = unwrap(root)
         self.paths.setdefault(root, prefix)
@@ -117,6 +122,9 @@ class ModuleStack:
             hooks.register_module_forward_pre_hook(self._enter),
             hooks.register_module_forward_hook(self._leave, always_call=True),
         ]
+        _following.append(self)
+        for kind in {type(module) for module in (*self.paths, *_latest)}:
+            self.follow_calls_of(kind)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -124,6 +132,29 @@ class ModuleStack:
             handle.remove()
         self._handles.clear()
         self.stack.clear()
+        if self in _following:
+            _following.remove(self)
+        for owner, plain in self._calls.items():
+            owner.__call__ = plain  # type: ignore[method-assign]
+        self._calls.clear()
+
+    def follow_calls_of(self, kind: type[nn.Module]) -> None:
+        """Classes that replace `nn.Module.__call__` (Keras layers) run none of torch's hooks: follow them too."""
+        owner = next(c for c in kind.__mro__ if "__call__" in c.__dict__)
+        if owner is nn.Module or owner in self._calls or owner.__module__.partition(".")[0] == "torch":
+            return
+        plain = owner.__call__
+
+        @functools.wraps(plain)
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self._enter(module, args)
+            try:
+                return plain(module, *args, **kwargs)
+            finally:
+                self._leave(module, args, None)
+
+        self._calls[owner] = plain
+        owner.__call__ = call  # type: ignore[method-assign]
 
     @property
     def path(self) -> str:
@@ -169,6 +200,12 @@ class ModuleStack:
             return
         while self.stack.pop() is not module:
             pass
+
+
+def _called(module: nn.Module) -> str:
+    """The name a module has given itself (Keras), or has in the code that calls it, or that of its class."""
+    own = getattr(module, "name", None)
+    return own if isinstance(own, str) and own else variable(module) or type(module).__name__
 
 
 def outermost() -> list[nn.Module]:

@@ -46,6 +46,7 @@ class Value:
         content: the tensor itself (a reference, not a copy) for what comes from outside and for known values
             (indices, masks); None for every result that depends on data or weights.
         producer: index of the entry that made it, None for what came from outside.
+        trained: whether it is a leaf that asks for a gradient.
     """
 
     id: int
@@ -55,6 +56,7 @@ class Value:
     name: str | None = None
     content: torch.Tensor | None = field(default=None, repr=False, compare=False)
     producer: int | None = None
+    trained: bool = False
 
     @property
     def is_float(self) -> bool:
