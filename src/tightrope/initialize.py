@@ -140,11 +140,8 @@ class _Solver:
             return backward, 0.0
         if not biased:
             return min(backward, forward), 0.0
-        # Where even the centred signal would grow, signal and gradient share the deviation.
-        limit = min(backward, 1.0 / math.sqrt(spread)) if spread > 0 else backward
-        scale = math.sqrt(backward * limit)
-        room = max(1.0 / scale**2 - spread, 0.0)
-        return scale, 1.0 - math.sqrt(min(room / level, 1.0)) if level > 0 else 0.0
+        room = max(1.0 / backward**2 - spread, 0.0)  # where even the centred signal grows, the gradient has its way
+        return backward, 1.0 - math.sqrt(min(room / level, 1.0)) if level > 0 else 0.0
 
 
 def _slope(sweep: Sweep, entry: Entry) -> float | None:
