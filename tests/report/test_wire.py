@@ -122,3 +122,14 @@ def test_labels_of_a_level_do_not_overlap(made: SimpleNamespace) -> None:
     assert len(edges) > 5
     for (left, half), (right, other) in itertools.pairwise(edges):
         assert left + half <= right - other
+
+
+def test_points_off_their_prediction_are_told_apart(made: SimpleNamespace) -> None:
+    law = Law(0.0, residual=1.0, error=0.01)
+    near, far = Law(0.0, residual=1.04**2, error=0.01), Law(0.0, residual=1.06**2, error=0.01)  # 2.8 and 4.1 errors
+    rows = (made.row(0, predicted=law, measured=near), made.row(1, predicted=law, measured=far))
+    panel = picture.draw(wire.build(dataclasses.replace(made.report(), laws=rows)), [], frozenset()).signal
+    assert panel.measured.startswith("M0.5 ")
+    assert panel.outside.startswith("M1.5 ")
+    guessed = picture.draw(wire.build(dataclasses.replace(made.report(), laws=rows)), [], frozenset({0, 1})).signal
+    assert guessed.simulated.count("M") == 2

@@ -20,7 +20,7 @@ from tightrope.finding import Evidence, Finding
 from tightrope.law import COMPONENTS, Law
 from tightrope.report import pages, picture, story
 from tightrope.report.model import LawRow, Report
-from tightrope.report.wire import Point, Reading, Wire, build, reading
+from tightrope.report.wire import FAR, Point, Reading, Wire, build, reading
 
 CONTEXT = 3  # lines of source shown on either side
 MOST = 1200  # rows beyond which views and copies are left out of the table, so that the file stays small
@@ -83,6 +83,7 @@ def render(report: Report) -> str:
             lines=_lines(report, told),
             gaps=story.gaps(report),
             data=_data(wire),
+            far=int(FAR),
             style=_asset("report.css"),
             script=_asset("report.js"),
         )

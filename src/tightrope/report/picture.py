@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tightrope.report.story import Group
-from tightrope.report.wire import Block, Flag, Point, Reading, Wire
+from tightrope.report.wire import FAR, Block, Flag, Point, Reading, Wire
 
 CHARACTER = 6.4  # pixels of a label's character
 LANE = 22.0  # pixels between stacked flags
@@ -228,10 +228,11 @@ def _panel(name: str, points: Sequence[Point], simulated: frozenset[int], top: f
 
 
 def _meets(predicted: Reading | None, measured: Reading) -> bool:
-    """Whether band and error bar overlap, or differ by less than 1 %."""
+    """Whether measured lies within `FAR` standard errors of predicted, or within 1 % of it."""
     if predicted is None:
         return True
-    return measured.low <= predicted.high * 1.01 and measured.high >= predicted.low / 1.01
+    distance = abs(math.log(measured.value / predicted.value))
+    return distance <= max(FAR * math.hypot(predicted.error, measured.error), 0.01)
 
 
 def _runs(readings: Sequence[Reading | None]) -> Iterator[list[tuple[float, Reading]]]:

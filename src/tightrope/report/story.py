@@ -11,7 +11,7 @@ from pathlib import PurePath
 
 from tightrope.finding import Finding, Safety, Severity
 from tightrope.report.model import Report
-from tightrope.report.wire import Wire
+from tightrope.report.wire import FAR, Wire
 
 PLURALS = {Severity.FAULT: "faults", Severity.WARNING: "warnings", Severity.ADVICE: "pieces of advice"}
 SINGULARS = {Severity.FAULT: "fault", Severity.WARNING: "warning", Severity.ADVICE: "piece of advice"}
@@ -186,8 +186,8 @@ def fixing(report: Report) -> str:
 def agreement(wire: Wire) -> str:
     """How many measured tensors lie where they were predicted; "" when nothing was compared."""
     scores = [abs(point.z) for point in wire.points if point.z is not None]
-    inside = sum(score <= 3 for score in scores)
-    return f"{inside} of {len(scores)} tensors within 3 standard errors of their prediction" if scores else ""
+    inside = sum(score <= FAR for score in scores)
+    return f"{inside} of {len(scores)} tensors within {FAR:g} standard errors of their prediction" if scores else ""
 
 
 def _course(wire: Wire) -> str:

@@ -19,6 +19,7 @@ from tightrope.law import Law
 from tightrope.report.model import LawRow, Report
 
 BAND = 2.0  # the drawn half-widths, in standard deviations of ln(std)
+FAR = 3.0  # standard errors beyond which a measured tensor is told to be off its prediction
 WEIGHTED = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "addmm")
 PRODUCTS = ("matmul", "mm", "bmm", "einsum")  # counted as layers where a network has no other
 
@@ -30,6 +31,11 @@ class Reading:
     value: float
     low: float
     high: float
+
+    @property
+    def error(self) -> float:
+        """Standard error of the logarithm."""
+        return math.log(self.high / self.value) / BAND
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ def _course(points: Sequence[Point], predicted: str, measured: str, direction: i
         logs = np.log([value.value for _, value in found])
         factors[name] = math.exp(direction * _slope(depth, logs)) if len(found) > 2 else None
         if name == predicted and len(found) > 2:
-            widths = [math.log(value.high / value.value) / BAND for _, value in found if value.high < 1e308]
+            widths = [value.error for _, value in found if value.high < 1e308]
             errors = [max(widths, default=0.0) / (depth[-1] - depth[0])]
     factor = factors[predicted]
     trend = Trend(factor, factors[measured], factor * errors[0] if factor is not None and errors else None)
