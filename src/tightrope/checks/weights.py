@@ -11,23 +11,28 @@ from tightrope.checks.trace import NORMS, VIEWS, weight_of
 from tightrope.tape.tape import Entry, Tape
 
 DRAWN = 1.5
-"""Spread of the rows' mean squares over what independent draws give; trained matrices have 3 and more."""
+"""Spread of rows' or columns' mean squares over what independent draws give; trained matrices have 3 and more."""
 
 
 def is_drawn(weight: Tensor | None) -> bool:
-    """Whether a matrix is as an initialiser draws it: its rows' mean squares differ as independent draws do.
+    """Whether a matrix is as an initialiser draws it: its rows and columns differ as independent draws do.
 
-    For n independent entries of one law, the mean square of a row has variance Var(w^2) / n; the ratio of the
-    observed to this variance has standard error sqrt(2 / (rows - 1)). An unknown weight counts as drawn.
+    The mean square of a row of n independent entries of one law has variance Var(w^2) / n; the ratio of the observed
+    to this variance has standard error sqrt(2 / (rows - 1)). Columns likewise. An unknown weight counts as drawn.
     """
     if weight is None or weight.is_meta:
         return True
     squares = weight.detach().flatten(1).double().square()
-    if squares.shape[0] < 2 or float(squares.mean()) == 0:
+    if float(squares.sum()) == 0:
         return True
-    noise = float(squares.var() / squares.shape[1])
-    ratio = float(squares.mean(1).var()) / max(noise, 1e-300)
-    return ratio < DRAWN + 4 * math.sqrt(2 / (squares.shape[0] - 1))
+    return all(_alike(side) for side in (squares, squares.T) if side.shape[0] > 1)
+
+
+def _alike(squares: Tensor) -> bool:
+    """Whether the rows' means differ no more than those of independent entries."""
+    rows, columns = squares.shape
+    noise = float(squares.var() / columns)
+    return float(squares.mean(1).var()) <= noise * (DRAWN + 4 * math.sqrt(2 / (rows - 1)))
 
 
 def weights_before(tape: Tape, made: dict[int, Entry], number: int) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from tightrope.checks.data.unscaled_input import readings
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.nn.standardize import Standardize
 from tightrope.remedies.registry import remedy
@@ -25,7 +26,7 @@ def standardize(study: Study, finding: Finding) -> Remedy | None:
     In memory it is attached to the module that reads them, so that training and evaluation both pass it; it is fitted
     on the first batches that training shows it.
     """
-    reader = next((entry for entry in study.tape.entries if entry.index == finding.index), None)
+    reader = next((entry for entry, _ in readings(study) if entry.module == finding.module), None)
     return _remedy(study, reader, "standardize", "Standardise the input on the training data, inside the model")
 
 

@@ -84,6 +84,14 @@ def scale(found: Features) -> Scale:
 
 def judge(study: Study) -> Iterator[Finding]:
     """A finding for each input that a weight reads at a wrong scale."""
+    for reader, source in readings(study):
+        finding = _judge(study, reader, source)
+        if finding is not None:
+            yield finding
+
+
+def readings(study: Study) -> Iterator[tuple[Entry, int]]:
+    """Which weight reads which data first, in the order of the tape."""
     tape = study.tape
     made = producers(tape)
     done: set[int] = set()
@@ -94,9 +102,7 @@ def judge(study: Study) -> Iterator[Finding]:
             for source in data_sources(study, made, number):
                 if source not in done:
                     done.add(source)
-                    finding = _judge(study, entry, source)
-                    if finding is not None:
-                        yield finding
+                    yield entry, source
 
 
 def data_sources(study: Study, made: dict[int, Entry], number: int) -> list[int]:
@@ -142,7 +148,7 @@ def _judge(study: Study, reader: Entry, number: int) -> Finding | None:
     return Finding(
         "unscaled-input", severity, reader.module, str(study.tape.location(reader)),
         f"{name} reaches its first weight with {fact} ({width} feature{'s' * (width > 1)}); level: mean 0, std 1",
-        (evidence, *(item for item in more if item.quantity != evidence.quantity)), reader.index,
+        (evidence, *(item for item in more if item.quantity != evidence.quantity)), -1,
         modules=(reader.module,),
     )  # fmt: skip
 

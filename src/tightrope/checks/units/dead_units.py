@@ -35,7 +35,7 @@ from tightrope.tape.tape import Entry
 
 STAGE = "batch"
 EXPLAINS = ("vanishing-signal", "vanishing-gradient", "learning-rate-too-low")
-REMEDIES = ("leaky-activation",)
+REMEDIES = ("initialize", "leaky-activation")
 
 RECTIFIERS = frozenset(("relu", "relu6", "threshold"))
 WARNING, FAULT = 0.6, 0.85  # healthy nets, 20 layers of He-initialised ReLU included, stayed below 0.47 in trials

@@ -33,7 +33,7 @@ from tightrope.tape.tape import Entry
 
 STAGE = "batch"
 EXPLAINS = ("vanishing-gradient", "learning-rate-too-low")
-REMEDIES = ("swap-activation",)
+REMEDIES = ("initialize", "swap-activation")
 
 WARNING, FAULT = 0.5, 0.8  # trials: healthy tanh nets at most 0.23, saturated ones at least 0.81
 ERRORS = 3.0  # standard errors beyond the threshold
