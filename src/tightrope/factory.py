@@ -122,14 +122,16 @@ def find(name: str) -> Callable[[], Any]:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+            own = {n: getattr(v, "__module__", "") for n, v in vars(module).items() if callable(v)}
+            names = [n for n, where in own.items() if where == module.__name__]
             have = f"it defines {', '.join(names)}" if names else "it defines no function"
             raise InputError(asked, f"{place} has no {attribute}", f"Name one that exists: {have}")
         found = getattr(found, part)
     if not callable(found):
         if isinstance(found, (nn.Module, Subject, tuple)):
             return lambda: found
-        raise InputError(asked, f"{attribute} is of type {type(found).__name__}", "Name a function that returns a model")
+        kind = type(found).__name__
+        raise InputError(asked, f"{attribute} is of type {kind}", "Name a function that returns a model")
     return found if not isinstance(found, nn.Module) else lambda: found
 
 
@@ -196,5 +198,6 @@ def read(made: Any, name: str) -> Subject:
 
 def _with_data(subject: Subject, asked: str) -> Subject:
     if subject.data is None:
-        raise InputError(asked, "the factory returns a model without data", "Return (model, batch) or (model, batch, loss)")
+        remedy = "Return (model, batch) or (model, batch, loss)"
+        raise InputError(asked, "the factory returns a model without data", remedy)
     return subject

@@ -14,8 +14,8 @@ from tightrope.report.wire import Reading, build
 from tightrope.version import VERSION
 
 RANGE = 1e3
-"""A course that changes more than this over the depth is out of range: beyond it the smallest terms of a sum over layers
-fall under half precision's ten bits."""
+"""A course that changes more than this over the depth is out of range: beyond it the smallest terms of a sum over
+layers fall under half precision's ten bits."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ def _course(name: str, unit: str, readings: list[Reading | None]) -> Course | No
 
 def forecast_report(forecast: Forecast, **facts: Any) -> Report:
     """A report of predicted laws alone."""
-    simulated = {entry.index for entry in forecast.simulated}
+    tape, simulated = forecast.tape, {entry.index for entry in forecast.simulated}
     rows = [
         LawRow(
-            entry.index, entry.op, entry.module, str(forecast.tape.location(entry)), forecast.tape.values[number].shape,
-            entry.index in forecast.trivial, forecast.laws.get(number), None, forecast.gradients.get(number), None, None,
-            entry.index in simulated,
+            entry.index, entry.op, entry.module, str(tape.location(entry)), tape.values[number].shape,
+            entry.index in forecast.trivial, forecast.laws.get(number), None, forecast.gradients.get(number), None,
+            None, entry.index in simulated,
         )
-        for entry in forecast.tape.entries for number in entry.outputs if forecast.tape.values[number].is_float
+        for entry in tape.entries for number in entry.outputs if tape.values[number].is_float
     ]  # fmt: skip
     predicted = sum(row.predicted is not None and not row.simulated for row in rows)
     tensors = {

@@ -1,11 +1,10 @@
-"""Watches the training steps of a script: records some of them, studies each backward pass while its weights are in place."""
+"""Watches the training steps of a script: records some, studies each backward pass while its weights are in place."""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
-import random
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ from torch.optim.optimizer import Optimizer
 
 from tightrope.diagnose import diagnose
 from tightrope.finding import Finding, Remedy, Safety
+from tightrope.isolation import raised_at, undisturbed
 from tightrope.measure.measurement import Meter
 from tightrope.predict import forecast
 from tightrope.study import Models, Optimizers, Study
@@ -241,9 +241,10 @@ class Watcher:
     def _step_aside(self, error: Exception) -> None:
         self.failure = error
         text = str(error).splitlines()[0] if str(error) else ""
-        where = traceback_line(error)
-        self.notes.append(f"Observation stopped at step {self.steps + 1}: {type(error).__name__}: {text} ({where}).")
-        self.say(f"observation stopped at step {self.steps + 1}, training goes on: {type(error).__name__}: {text} ({where})")
+        where = raised_at(error)
+        what = f"{type(error).__name__}: {text} ({where})"
+        self.notes.append(f"Observation stopped at step {self.steps + 1}: {what}.")
+        self.say(f"observation stopped at step {self.steps + 1}, training goes on: {what}")
 
     def finish(self, ended_badly: bool) -> None:
         """The script has ended: a step that it left half done is studied as far as it went."""
@@ -320,34 +321,3 @@ def safe_remedies(findings: Iterable[Finding]) -> Iterator[tuple[Finding, Remedy
 
 def _key(remedy: Remedy) -> tuple[str, str]:
     return remedy.name, remedy.patch
-
-
-def traceback_line(error: BaseException) -> str:
-    """`file:line` where an exception was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}" if trace is not None else "unknown"
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Whatever is computed in here leaves the script's random states, autocast and warnings as they are."""
-    cpu, python = torch.get_rng_state(), random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    numpy = sys.modules["numpy"].random.get_state() if "numpy" in sys.modules else None
-    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    try:
-        with ExitStack() as context:
-            for kind in kinds:
-                context.enter_context(torch.autocast(kind, enabled=False))
-            context.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.set_rng_state(cpu)
-        random.setstate(python)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        if numpy is not None:
-            sys.modules["numpy"].random.set_state(numpy)

@@ -1,4 +1,4 @@
-"""A small GPT trained as nanoGPT trains it: accumulation, decay groups, a scaler that is off, an estimate of the loss."""
+"""A small GPT trained as nanoGPT does: accumulation, decay groups, a scaler that is off, an estimated loss."""
 
 import inspect
 import math
@@ -52,9 +52,14 @@ class GPT(nn.Module):
     def __init__(self):
         super().__init__()
         self.transformer = nn.ModuleDict(
-            dict(wte=nn.Embedding(vocab, n_embd), wpe=nn.Embedding(block_size, n_embd), drop=nn.Dropout(dropout),
-                 h=nn.ModuleList([Block() for _ in range(n_layer)]), ln_f=LayerNorm(n_embd, False))
-        )  # fmt: skip
+            {
+                "wte": nn.Embedding(vocab, n_embd),
+                "wpe": nn.Embedding(block_size, n_embd),
+                "drop": nn.Dropout(dropout),
+                "h": nn.ModuleList([Block() for _ in range(n_layer)]),
+                "ln_f": LayerNorm(n_embd, False),
+            }
+        )
         self.lm_head = nn.Linear(n_embd, vocab, bias=False)
         self.transformer.wte.weight = self.lm_head.weight
         self.apply(self._init_weights)
@@ -82,7 +87,7 @@ groups = [
     {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
 ]
 fused = "fused" in inspect.signature(torch.optim.AdamW).parameters
-optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), **(dict(fused=True) if fused else {}))
+optimizer = torch.optim.AdamW(groups, lr=6e-4, betas=(0.9, 0.95), **({"fused": True} if fused else {}))
 scaler = torch.amp.GradScaler("cuda", enabled=False)
 ctx = nullcontext()
 data = torch.randint(0, vocab, (4000,))

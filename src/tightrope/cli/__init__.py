@@ -43,7 +43,7 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="tightrope")
 def group() -> None:
-    """The law of every tensor of a training step: predicted, measured, compared and corrected.
+    r"""The law of every tensor of a training step: predicted, measured, compared and corrected.
 
     \b
     Exit codes: 0 healthy, 1 findings, 2 usage or internal error; `run` passes the script's own on.

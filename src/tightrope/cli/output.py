@@ -23,7 +23,7 @@ def report_options(function: F) -> F:
     """`--json`, `--html` and `--format`."""
     formats = click.Choice(["text", "json", "none"])
     function = click.option("--format", "style", type=formats, default="text", help="What to print.")(function)
-    function = click.option("--html", "html", metavar="FILE", help="Write the report as one offline HTML file.")(function)
+    function = click.option("--html", "html", metavar="FILE", help="Write the report as one offline page.")(function)
     return click.option("--json", "json_file", metavar="FILE", help="Write the report as data.")(function)
 
 

@@ -22,7 +22,7 @@ def steps(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("-m", "module", is_flag=True, help="TARGET is a module, as for `python -m`.")
-@click.option("--record", callback=steps, default="1,10,100", show_default=True, metavar="STEPS", help="Steps to record.")
+@click.option("--record", callback=steps, default="1,10,100", show_default=True, metavar="STEPS", help="Which steps.")
 @click.option("--fix", is_flag=True, help="Apply the safe remedies in memory at the first recorded step.")
 @report_options
 @click.argument("target")

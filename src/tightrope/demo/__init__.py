@@ -61,17 +61,17 @@ def trial(*, fix: bool, say: Callable[[str], None] = lambda line: None, out: IO[
 def table(before: Trial, after: Trial) -> list[tuple[str, str, str]]:
     """Quantity, before, after."""
 
-    def course(which: Trial, name: str, read: Callable[[Course], float]) -> str:
-        found = which.course(name)
-        return f"{read(found):.3g}" if found is not None else "unknown"
+    def course(label: str, name: str, read: Callable[[Course], float]) -> tuple[str, str, str]:
+        first, second = (found and f"{read(found):.3g}" for found in (before.course(name), after.course(name)))
+        return label, first or "unknown", second or "unknown"
 
     return [
         ("loss", f"{before.loss:.4f}", f"{after.loss:.4f}"),
         ("test accuracy", f"{before.accuracy:.1f} %", f"{after.accuracy:.1f} %"),
-        ("signal gain a layer", *(course(t, "signal", lambda c: c.factor) for t in (before, after))),
-        ("gradient, first layer / last", *(course(t, "gradient", lambda c: c.last / c.first) for t in (before, after))),
-        ("faults and warnings", *(str(_count(t.report)) for t in (before, after))),
-    ]  # fmt: skip
+        course("signal gain a layer", "signal", lambda c: c.factor),
+        course("gradient, first layer / last", "gradient", lambda c: c.last / c.first),
+        ("faults and warnings", str(_count(before.report)), str(_count(after.report))),
+    ]
 
 
 def _count(report: Report) -> int:

@@ -46,7 +46,8 @@ _SPECIAL = {
     "__matmul__": "matmul", "__rmatmul__": "rmatmul", "true_divide": "div", "divide": "div", "multiply": "mul",
     "subtract": "sub", "negative": "neg", "concat": "cat", "concatenate": "cat", "absolute": "abs",
     "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "special_erf": "erf",
-    "special_expit": "sigmoid", "conj": "alias", "clip": "clamp", "log_sigmoid": "logsigmoid", "_threshold": "threshold",
+    "special_expit": "sigmoid", "conj": "alias", "clip": "clamp", "log_sigmoid": "logsigmoid",
+    "_threshold": "threshold",
 }  # fmt: skip
 _IGNORED = frozenset(
     {"requires_grad", "register_hook", "retain_grad", "set", "_set_grad_enabled", "item", "grad", "data_ptr", "storage"}
@@ -353,7 +354,7 @@ class Recorder(TorchFunctionMode):
         else:
             name, kind = None, Kind.KNOWN
         value = self._new(tensor, kind, name=name)
-        if kind is Kind.PARAMETER and not tensor.is_inference():  # an update that is not recorded makes another value of it
+        if kind is Kind.PARAMETER and not tensor.is_inference():  # an unseen update makes another value of it
             self._versions[id(tensor)] = tensor._version
         if samples is None and kind in (Kind.INPUT, Kind.KNOWN) and tensor.ndim > 0:
             self.tape.samples = tensor.shape[0]

@@ -63,7 +63,7 @@ def run_module(name: str, arguments: Sequence[str] = ()) -> Outcome:
         except (ImportError, ValueError):
             spec = None
         if spec is None:
-            found = f"Python finds no module {name} that can be run, neither in {os.getcwd()} nor among the installed ones"
+            found = f"Python finds no module {name} that can be run, in {os.getcwd()} or installed"
             raise InputError(f"run -m {name}", found, "Check the name, or pass the path of a script")
         return _ended(lambda: runpy.run_module(name, run_name="__main__", alter_sys=True))
 

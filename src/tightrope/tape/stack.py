@@ -1,7 +1,8 @@
 """Where a mode stands on torch's stack of function modes.
 
-The recorder comes and goes in the middle of a script, between the entering and leaving of the script's own modes. A mode
-that leaves takes the top of the stack with it, whichever that is; so the recorder stands at the bottom, above a default device.
+The recorder comes and goes in the middle of a script, between the entering and leaving of the script's own
+modes. A mode that leaves takes the top of the stack with it, whichever that is; so the recorder stands at the
+bottom, above a default device.
 """
 
 from __future__ import annotations
@@ -33,6 +34,6 @@ def remove(mode: TorchFunctionMode) -> bool:
 
 def _replace(count: int, modes: list[TorchFunctionMode]) -> None:
     for _ in range(count):
-        _pop_mode()  # type: ignore[no-untyped-call]
+        _pop_mode()
     for mode in modes:
-        _push_mode(mode)  # type: ignore[no-untyped-call]
+        _push_mode(mode)

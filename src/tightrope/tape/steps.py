@@ -1,8 +1,9 @@
 """Finds the training steps of a script that knows nothing of it.
 
-A step ends when every optimizer of the cycle has stepped, or when one of them is about to step again; in a script that has
-built no optimizer, with each backward pass. All that stays in the script's way are torch's own global optimizer hooks and one
-Python frame around `backward`, `autograd.grad`, `GradScaler.step` and the construction of an optimizer.
+A step ends when every optimizer of the cycle has stepped, or when one of them is about to step again; in a script
+that has built no optimizer, with each backward pass. All that stays in the script's way are torch's own global
+optimizer hooks and one Python frame around `backward`, `autograd.grad`, `GradScaler.step` and the construction of an
+optimizer.
 """
 
 from __future__ import annotations
@@ -16,14 +17,9 @@ from unittest import mock
 
 import torch
 from torch.amp.grad_scaler import GradScaler
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_flatten, tree_map
-
 
 _ENGINE = torch.autograd.backward
 
