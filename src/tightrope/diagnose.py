@@ -38,44 +38,42 @@ def merge(findings: Sequence[Finding]) -> list[Finding]:
     return order(list(found.values()))
 
 
-def order(findings: list[Finding]) -> list[Finding]:
-    """Attach every echo to the first finding that explains it; causes first, worst first."""
-    explains = {name: check.explains for name, check in all_checks().items()}
-    ranked = sorted(findings, key=lambda f: (f.step, f.index))
-    cause: dict[int, Finding] = {}
-    for i, finding in enumerate(ranked):
-        for other in ranked:
-            if other is not finding and finding.check in explains.get(other.check, ()) and _before(other, finding):
-                if (
-                    finding.check in explains
-                    and other.check in explains[finding.check]
-                    and other.index >= finding.index
-                ):
-                    continue  # they explain each other: the earlier on the tape is the cause
-                cause[i] = other
-                break
-    roots: dict[int, Finding] = {}
-    for i in cause:
-        root, seen = cause[i], {id(ranked[i])}
-        while id(root) not in seen:
-            seen.add(id(root))
-            above = next((cause[j] for j in cause if ranked[j] is root), None)
-            if above is None:
-                break
-            root = above
-        roots[i] = root
-    echoes: dict[int, list[str]] = {}
-    for i, root in roots.items():
-        echoes.setdefault(id(root), []).append(ranked[i].check)
-    result = [
-        replace(
-            f, caused_by=roots[i].check if i in roots else None, cause_of=tuple(dict.fromkeys(echoes.get(id(f), ())))
-        )
-        for i, f in enumerate(ranked)
-    ]
-    return sorted(result, key=lambda f: (f.caused_by is not None, f.severity.rank, f.step, f.index))
+def order(findings: Sequence[Finding]) -> list[Finding]:
+    """Attach every echo to the finding that explains it best; causes first, worst first."""
+    parents = {i: _parent(finding, findings) for i, finding in enumerate(findings)}
+    roots = {i: _root(i, parents) for i in range(len(findings))}
+    ordered = []
+    for i, finding in enumerate(findings):
+        echoes = (findings[j].check for j in roots if roots[j] == i and j != i)
+        cause = findings[roots[i]].check if roots[i] != i else None
+        ordered.append(replace(finding, caused_by=cause, cause_of=tuple(dict.fromkeys(echoes))))
+    return sorted(ordered, key=lambda f: (f.caused_by is not None, f.severity.rank, f.step, f.index))
 
 
-def _before(cause: Finding, echo: Finding) -> bool:
-    """A cause may not be seen at a later step than its echo."""
-    return cause.step <= echo.step
+def _parent(echo: Finding, findings: Sequence[Finding]) -> int | None:
+    """The finding that explains this one most directly.
+
+    A cause is seen no later than its echo. Of several the worse goes first, then the one that names the echo earlier
+    among what it explains, then the one that stands earlier on the tape.
+    """
+    checks = all_checks()
+    found: list[tuple[tuple[int, int, int, int], int]] = []
+    for j, cause in enumerate(findings):
+        if cause is echo or cause.check not in checks or cause.step > echo.step:
+            continue
+        explained = checks[cause.check].explains
+        mutual = echo.check in checks and cause.check in checks[echo.check].explains
+        if echo.check not in explained or (mutual and (cause.step, cause.index) >= (echo.step, echo.index)):
+            continue
+        found.append(((cause.severity.rank, explained.index(echo.check), cause.step, cause.index), j))
+    return min(found)[1] if found else None
+
+
+def _root(i: int, parents: dict[int, int | None]) -> int:
+    """The cause at the end of a chain of explanations."""
+    seen = {i}
+    above = parents[i]
+    while above is not None and above not in seen:
+        seen.add(above)
+        i, above = above, parents[above]
+    return i
