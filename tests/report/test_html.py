@@ -161,6 +161,7 @@ def test_one_side_alone_is_drawn(made: SimpleNamespace, missing: str) -> None:
     page = Page(html.render(dataclasses.replace(made.report(), laws=rows)))
     assert "None" not in page.text
     assert "standard errors of their prediction" not in page.text
+    assert ("Predicted, not measured" in page.text) == (missing == "measured")
 
 
 def test_views_are_left_out_of_a_very_long_table(made: SimpleNamespace) -> None:

@@ -36,8 +36,8 @@ class Panel:
         top, height: in pixels.
         ticks: decades.
         band, predicted, trunk, carried, measured, errors, outside, simulated, broken: path data; x in points, y
-            in pixels from `top`. `trunk` joins the outputs of the outermost blocks; `carried` is the measured
-            part that differs between samples.
+            in pixels from `top`. `trunk` joins the outputs of the outermost blocks; `carried` is the part
+            that differs between samples.
     """
 
     name: str
@@ -148,11 +148,11 @@ def draw(wire: Wire, told: Sequence[Group], simulated: frozenset[int], *, narrow
     above = _pennants(wire, told, picture, "signal")
     below = _pennants(wire, told, picture, "gradient")
     top = 6 + LANE * (1 + max((p.y for p in above), default=-1))
-    carried = [p.carried_measured for p in wire.points] if wire.signal.unit != "std" else []
+    carried = list(wire.signal.heights) if wire.signal.unit != "std" else []
     scale = Scale.over([*carried, *(r for p in wire.points for r in (p.predicted, p.measured))], heights[0])
     signal = _panel("signal", wire.points, simulated, top, scale)
     if carried:
-        signal = replace(signal, carried=_line([point.carried_measured for point in wire.points], scale))
+        signal = replace(signal, carried=_line(carried, scale))
     elif len(wire.trunk) < len(wire.points):
         signal = replace(signal, trunk=_joined(wire.trunk, wire.signal.heights, scale))
     strip = top + heights[0] + 6

@@ -123,7 +123,7 @@ def verdict(report: Report, wire: Wire) -> str:
     """The verdict in one sentence: the first cause and its number, or the course of a healthy step."""
     told = groups(report.findings)
     if not told:
-        return f"No finding: {_course(wire)}."
+        return f"{'No finding' if wire.measured or not wire.points else 'Predicted, not measured'}: {_course(wire)}."
     worst = told[0].finding
     place = f" in {told[0].places}" if worst.module else ""
     return f"{worst.check}{place}: {sentence(worst.summary)}"

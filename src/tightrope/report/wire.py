@@ -148,6 +148,11 @@ class Wire:
     signal: Course
     gradient: Course
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything was measured."""
+        return any(point.measured is not None or not point.finite for point in self.points)
+
 
 def build(report: Report) -> Wire:
     """The wire of a report."""
