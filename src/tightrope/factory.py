@@ -17,16 +17,14 @@ from torch import nn
 from tightrope.check import study
 from tightrope.diagnose import diagnose
 from tightrope.errors import InputError
-from tightrope.finding import Finding, Remedy
+from tightrope.finding import Finding
 from tightrope.outlook import Outlook, forecast_report, outlook
+from tightrope.repair import Applied, repair
 from tightrope.report.model import Report, make_report
 from tightrope.step import predict
 from tightrope.subject import Subject, first_batch
 from tightrope.tape.modules import remember_construction
 from tightrope.tape.script import show
-from tightrope.watcher import safe_remedies
-
-Applied = list[tuple[Finding, Remedy]]
 
 
 def check_factory(name: str) -> Report:
@@ -37,7 +35,7 @@ def check_factory(name: str) -> Report:
     return make_report([found], title=name, command=f"tightrope check {name}", seconds=time.perf_counter() - begin)
 
 
-def fix_factory(name: str) -> tuple[Report, Report, Applied]:
+def fix_factory(name: str) -> tuple[Report, Report, list[Applied]]:
     """Check what a factory returns, apply the safe remedies to it and check it again.
 
     Returns:
@@ -47,20 +45,18 @@ def fix_factory(name: str) -> tuple[Report, Report, Applied]:
     # One batch for both reports, so that what differs is the remedies' doing.
     batch = first_batch(subject.data)
 
-    def checked() -> tuple[Report, list[Finding]]:
+    reports: list[Report] = []
+
+    def diagnosed() -> list[Finding]:
         begin = time.perf_counter()
         found = study(subject.model, batch, loss=subject.loss, optimizer=subject.optimizer)
         findings = diagnose([found])
-        seconds = time.perf_counter() - begin
-        command = f"tightrope fix {name}"
-        return make_report([found], findings=findings, title=name, command=command, seconds=seconds), findings
+        facts = {"title": name, "command": f"tightrope fix {name}", "seconds": time.perf_counter() - begin}
+        reports.append(make_report([found], findings=findings, **facts))
+        return findings
 
-    before, findings = checked()
-    applied = list(safe_remedies(findings))
-    for _, remedy in applied:
-        remedy.apply()
-    after = checked()[0] if applied else before
-    return before, after, applied
+    work = repair(diagnosed)
+    return reports[0], reports[-1], work.applied
 
 
 def predict_factory(name: str) -> tuple[Report, Outlook]:

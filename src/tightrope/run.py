@@ -77,6 +77,7 @@ def run(
         return Run(outcome, None)
     if outcome.error is not None:
         watcher.notes.append(f"The script ended with {outcome.error}, after {watcher.steps} steps.")
+    watcher.notes += watcher.repair.failed
     command = " ".join(["tightrope run", *(["-m"] if module else []), target, *arguments])
     before, after = _parted(watcher)
 
@@ -87,17 +88,17 @@ def run(
         return make_report([p.study for p in passes], title=name, findings=findings, **facts)
 
     watcher.say(f"script ended after {watcher.steps} steps and {time.perf_counter() - begin:.1f} s")
-    return Run(outcome, report(before), report(after) if after else None, tuple(watcher.applied))
+    return Run(outcome, report(before), report(after) if after else None, tuple(watcher.repair.applied))
 
 
 def _parted(watcher: Watcher) -> tuple[list[Pass], list[Pass]]:
-    """What was studied before the remedies were applied, and after."""
-    if not watcher.applied:
+    """What was studied before the remedies were applied, and after the last of them."""
+    if not watcher.repair.applied:
         return watcher.passes, []
-    first = watcher.passes[0].study.step
+    first, last = watcher.passes[0].study.step, watcher.repaired_at
     return (
         [p for p in watcher.passes if p.study.step == first],
-        [p for p in watcher.passes if p.study.step > first],
+        [p for p in watcher.passes if p.study.step > last],
     )
 
 

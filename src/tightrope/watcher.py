@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from tightrope.diagnose import diagnose
-from tightrope.finding import Finding, Remedy, Safety
+from tightrope.finding import Finding
 from tightrope.isolation import raised_at, undisturbed
 from tightrope.measure.measurement import Meter
 from tightrope.predict import forecast
+from tightrope.repair import Repair
 from tightrope.study import Models, Optimizers, Study
 from tightrope.tape import stack
 from tightrope.tape.recorder import Recorder
@@ -54,7 +55,7 @@ class Watcher:
 
     Attributes:
         passes: what was studied, oldest first.
-        applied: remedies that were applied, with the finding that asked for each.
+        repair: what was applied with `fix`.
         steps: number of steps that have ended.
         notes: sentences that a reader of the report must know.
         seconds: spent on observation outside the script's own calls.
@@ -64,7 +65,7 @@ class Watcher:
     fix: bool = False
     say: Callable[[str], None] = lambda line: None
     passes: list[Pass] = field(default_factory=list)
-    applied: list[tuple[Finding, Remedy]] = field(default_factory=list)
+    repair: Repair = field(default_factory=Repair)
     steps: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -82,7 +83,8 @@ class Watcher:
         self._signatures: set[tuple[tuple[str, str], ...]] = set()
         self._seen = 0
         self._since = 0  # passes studied before the last update
-        self._fixed_at: int | None = None
+        self._considered = 0
+        self._repairs: list[int] = []  # steps whose update was replaced by remedies
 
     def __enter__(self) -> Watcher:
         _watching.add(self)
@@ -105,6 +107,11 @@ class Watcher:
             self._recorder.__exit__(None, None, None)
             self._recorder = None
 
+    @property
+    def repaired_at(self) -> int:
+        """The last step whose update was replaced by remedies; 0 when none was."""
+        return self._repairs[-1] if self._repairs else 0
+
     # -- what `Steps` tells ----------------------------------------------------------------------
 
     def watching(self) -> bool:
@@ -113,7 +120,7 @@ class Watcher:
     def on_update(self, optimizer: Optimizer | None) -> bool:
         self._tidy()
         self._suspended = self._recorder is not None and self._recorder.suspend()
-        return self._repair()
+        return self._repaired()
 
     @contextmanager
     def _resumed(self) -> Iterator[None]:
@@ -156,7 +163,7 @@ class Watcher:
 
     def _due(self) -> bool:
         """After a repair the next step shows what became of it."""
-        return self._fixed_at is not None and self.steps == self._fixed_at
+        return bool(self._repairs) and self.steps == self._repairs[-1]
 
     def _begin(self) -> None:
         if self.failure is not None:
@@ -224,7 +231,9 @@ class Watcher:
             models=Models({modules.paths[root]: root for root in modules.roots}),
             optimizers=Optimizers(tuple(self.clock.optimizers)), step=self.steps + 1,
         )  # fmt: skip
-        found = Pass(study, tuple(diagnose([study])))
+        # A step that was spent on remedies trained nothing: the one after it is the first again.
+        findings = diagnose([replace(study, step=study.step - len(self._repairs))])
+        found = Pass(study, tuple(replace(finding, step=study.step) for finding in findings))
         self.seconds += time.perf_counter() - begin
         return found
 
@@ -273,24 +282,21 @@ class Watcher:
 
     # -- repair ----------------------------------------------------------------------------------
 
-    def _repair(self) -> bool:
-        """Apply the safe remedies of the first recorded step, once each; whether any was applied now."""
-        if not self.fix or not self.passes:
+    def _repaired(self) -> bool:
+        """Apply the safe remedies of the first recorded step, and then of each step after a repair; whether any was."""
+        number = self.steps + 1
+        fresh, self._considered = self.passes[self._considered :], len(self.passes)
+        if not self.fix or not fresh or (self._repairs and number - self._repairs[-1] > 1):
             return False
-        first = self.passes[0].study.step
-        if self.steps + 1 != first and self._fixed_at is None and self.steps != first:
+        if not self._repairs and number - self.passes[0].study.step > 1:
             return False
-        if self._fixed_at is not None and self._fixed_at != self.steps + 1:
+        if not self._repairs or self._repairs[-1] != number:
+            self.repair.begin_round()
+        if not sum(self.repair.apply(found.findings) for found in fresh):
             return False
-        before = len(self.applied)
-        for finding, remedy in safe_remedies(f for p in self.passes if p.study.step == first for f in p.findings):
-            if not any(_key(remedy) == _key(other) for _, other in self.applied):
-                remedy.apply()
-                self.applied.append((finding, remedy))
-        if len(self.applied) == before:
-            return False
-        self._fixed_at = self.steps + 1
-        for root in self.passes[0].study.models.roots.values():
+        if not self._repairs or self._repairs[-1] != number:
+            self._repairs.append(number)
+        for root in fresh[0].study.models.roots.values():
             for parameter in root.parameters():
                 if parameter.grad is not None:
                     parameter.grad.detach().zero_()
@@ -307,17 +313,3 @@ def _in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
-
-
-def safe_remedies(findings: Iterable[Finding]) -> Iterator[tuple[Finding, Remedy]]:
-    """The remedy of each cause that may be applied unasked, each once."""
-    seen: set[tuple[str, str]] = set()
-    for finding in findings:
-        remedy = next((r for r in finding.remedies if r.safety is Safety.SAFE and r.action is not None), None)
-        if finding.caused_by is None and remedy is not None and _key(remedy) not in seen:
-            seen.add(_key(remedy))
-            yield finding, remedy
-
-
-def _key(remedy: Remedy) -> tuple[str, str]:
-    return remedy.name, remedy.patch
