@@ -10,7 +10,7 @@ import tightrope
 
 ROOT = Path(tightrope.__file__).parent
 LAYERS = (
-    ("errors", "law", "roles", "version"),
+    ("errors", "isolation", "law", "roles", "version"),
     ("nn", "tape"),
     ("rules",),
     ("predict",),
@@ -19,11 +19,13 @@ LAYERS = (
     ("finding", "inputs", "study", "subject"),
     ("step",),
     ("checks",),
+    ("initialize",),
     ("remedies",),
-    ("diagnose",),
+    ("diagnose", "repair"),
     ("report",),
-    ("check",),
+    ("check", "outlook", "watcher"),
     ("run",),
+    ("factory",),
     ("cli",),
 )
 RENDERERS = {"tightrope.report.html", "tightrope.report.terminal"}
