@@ -94,6 +94,7 @@ class Sweep:
         self.trivial: set[int] = set()
         self.simulated: list[Entry] = []
         self.unknown: list[tuple[Entry, str]] = []
+        self.lawless: dict[int, str] = {}
         for number, state in sources.items():
             if number in tape.values:
                 self.states[number], self.axes[number] = state, state.axes
@@ -142,7 +143,10 @@ class Sweep:
             return
         axes = self.axes[value.id]
         if value.kind in (Kind.PARAMETER, Kind.BUFFER):
-            self.states[value.id] = weight_state(value, axes)
+            try:
+                self.states[value.id] = weight_state(value, axes)
+            except NotImplementedError as error:
+                self.lawless[value.id] = str(error)
         elif value.content is not None and not value.content.is_meta:
             self.states[value.id] = State.of_content(axes, value.content)
         else:
@@ -154,7 +158,7 @@ class Sweep:
         call = Call(self.tape, entry, self.states, axes, self.latents)
         found = find(entry.op)
         if lost:
-            self.unknown.append((entry, "an input's law is unknown"))
+            self.unknown.append((entry, next((self.lawless[n] for n in lost if n in self.lawless), "an input's law is unknown")))
             return
         try:
             if found is None:
