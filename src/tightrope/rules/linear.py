@@ -60,6 +60,8 @@ def correlated(x: State, z: State, w: Tensor) -> State:
     if held is None or not torch.allclose(held.diagonal(), x.variance.expand(x.shape).reshape(-1), rtol=1e-6):
         return z
     covariance = w @ held @ w.T
+    if not bool((covariance.diagonal() >= 0).all()):
+        return z  # the variance has faded below what rounding leaves of the covariance
     share = (covariance.diagonal() / z.variance.expand(z.shape).reshape(-1).clamp(min=1e-300)).reshape(z.shape)
     parts = {name: getattr(z, name) * share for name in COMPONENTS}
     return replace(z, **parts, covariance=covariance if w.shape[0] <= COVARIANCE_CHANNELS else None)
