@@ -188,7 +188,11 @@ def cuts(study: Study) -> list[Cut]:
     last = [e for e in uses if not _leads_on(tape, made, e)]
     ends = {number for e in last for number in _data(tape, e)}
     reach = _reaching(tape, ends)
-    starts = {number for e in uses for number in _data(tape, e) if tape.values[number].producer is None} & reach
+    weighed: set[int] = set()
+    for entry in tape.entries:
+        if entry in uses or weighed.intersection(entry.inputs):
+            weighed.update(entry.outputs)
+    starts = {number for e in uses for number in _data(tape, e) if number not in weighed} & reach
     forward = dict.fromkeys(starts, 1)
     for entry in tape.entries:
         ways = sum(forward.get(n, 0) for n in entry.inputs if n in reach) % _PRIME
