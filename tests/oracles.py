@@ -20,7 +20,9 @@ from tightrope.rules.state import State
 from tightrope.tape import Kind
 
 
-def gaussian_expectation(function: Callable[[float], float], mean: float, std: float, breaks: tuple[float, ...] = ()) -> float:
+def gaussian_expectation(
+    function: Callable[[float], float], mean: float, std: float, breaks: tuple[float, ...] = ()
+) -> float:
     """E f(x) for x ~ N(mean, std^2), by adaptive quadrature split at `breaks`."""
     edges = sorted({mean - 12 * std, mean + 12 * std, *(b for b in breaks if abs(b - mean) < 12 * std)})
 
@@ -190,7 +192,10 @@ def check_rule(
     found = outcome(inner, shape, **options)
     assert may_simulate or not found.simulated, f"no rule for {found.simulated}"
     assert found.std.agrees(found.predicted_std, relative=forward), (found.predicted_std, found.std)
-    assert found.gradient.agrees(found.predicted_gradient, relative=backward), (found.predicted_gradient, found.gradient)
+    assert found.gradient.agrees(found.predicted_gradient, relative=backward), (
+        found.predicted_gradient,
+        found.gradient,
+    )
     for name, measured in found.parameters.items():
         predicted = found.predicted_parameters[name]
         assert measured.agrees(predicted, relative=parameters), (name, predicted, measured)

@@ -158,7 +158,9 @@ class Sweep:
         call = Call(self.tape, entry, self.states, axes, self.latents)
         found = find(entry.op)
         if lost:
-            self.unknown.append((entry, next((self.lawless[n] for n in lost if n in self.lawless), "an input's law is unknown")))
+            self.unknown.append(
+                (entry, next((self.lawless[n] for n in lost if n in self.lawless), "an input's law is unknown"))
+            )
             return
         try:
             if found is None:
@@ -172,7 +174,13 @@ class Sweep:
                 return
             self.simulated.append(entry)
             found = None
-        except (RuntimeError, ValueError, ArithmeticError, LookupError, TypeError) as error:  # laws that are not finite break solvers
+        except (
+            RuntimeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+        ) as error:  # laws that are not finite break solvers
             self.unknown.append((entry, str(error).splitlines()[0] if str(error) else type(error).__name__))
             return
         outputs = [n for n in entry.outputs if self.tape.values[n].is_float]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import check_rule, outcome
 from torch import nn
 
 import tightrope as tr
+from oracles import check_rule, outcome
 
 
 def made(layer: nn.Module, seed: int = 0) -> nn.Module:
@@ -76,4 +76,10 @@ def test_a_large_map_stays_collapsed() -> None:
 
 
 def test_padding_mode_is_seen() -> None:
-    check_rule(made(nn.Conv2d(6, 10, 3, padding=1, padding_mode="reflect")), (8, 6, 9, 9), forward=0.01, backward=0.03, parameters=0.05)
+    check_rule(
+        made(nn.Conv2d(6, 10, 3, padding=1, padding_mode="reflect")),
+        (8, 6, 9, 9),
+        forward=0.01,
+        backward=0.03,
+        parameters=0.05,
+    )

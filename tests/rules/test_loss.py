@@ -123,7 +123,9 @@ def test_what_all_classes_share_cancels() -> None:
     """Logits that rise and fall together have the loss and the gradient of constant ones."""
     shape = (SAMPLES, CLASSES)
     axes = law_of(shape, 1.0).axes
-    together = replace(State.of(axes, torch.zeros(CLASSES), sample=4.0), covariance=4 * torch.ones(CLASSES, CLASSES).double())
+    together = replace(
+        State.of(axes, torch.zeros(CLASSES), sample=4.0), covariance=4 * torch.ones(CLASSES, CLASSES).double()
+    )
     found, source = predicted(FLAT["indices"], shape, together)
     assert found.laws[found.tape.loss].mean == pytest.approx(math.log(CLASSES), rel=1e-6)
     z = torch.zeros(shape, requires_grad=True)

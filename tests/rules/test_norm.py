@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import check_rule, outcome
 from torch import nn
 
 import tightrope as tr
+from oracles import check_rule, outcome
 
 CASES = {
     "batch": (nn.BatchNorm2d(16), (8, 16, 5, 5)),

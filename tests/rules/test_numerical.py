@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import check_rule
 from torch import Tensor, nn
 
 import tightrope as tr
+from oracles import check_rule
 
 CASES = {
     "sort": lambda x: x.sort(-1).values,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import check_rule, outcome
 from torch import Tensor, nn
+
+from oracles import check_rule, outcome
 
 CASES = {
     "average": (nn.AvgPool2d(2), (8, 16, 8, 8)),

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from oracles import check_rule, outcome
 from torch import Tensor
+
+from oracles import check_rule, outcome
 
 SHAPE = (16, 6, 24)
 CASES = {

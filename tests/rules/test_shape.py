@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import check_rule
 from torch import Tensor
 
 import tightrope as tr
+from oracles import check_rule
 
 
 def overwritten(x: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from tightrope.tape.tape import Entry, Kind, Tape, Value
 
 _PRIME = (1 << 61) - 1
 _PASS = VIEWS | CHANCE | JOINS
-RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"))
+RECURRENT = frozenset(
+    ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,15 @@ def layers(tape: Tape, laws: Mapping[int, Law]) -> list[Layer]:
         after = list(reads(tape, entry.outputs[0], _PASS))
         found.append(
             Layer(
-                entry, weight, fan, fan * moment.second_moment, activation, asked, _normalised(tape, entry),
-                _branches(tape, made, entry, after), not _leads_on(tape, made, entry),
+                entry,
+                weight,
+                fan,
+                fan * moment.second_moment,
+                activation,
+                asked,
+                _normalised(tape, entry),
+                _branches(tape, made, entry, after),
+                not _leads_on(tape, made, entry),
             )  # fmt: skip
         )
     return found
@@ -143,7 +152,9 @@ def _branches(tape: Tape, made: dict[int, Entry], entry: Entry, after: list[Entr
         if reader.op in ("add", "sub", "mul", "matmul", "bmm", "baddbmm", "scaled_dot_product_attention", "einsum"):
             if len(results) > 1 or reader.op == "einsum":
                 return True
-            if reader.op in ("mul", "add") and _branches(tape, made, entry, list(reads(tape, reader.outputs[0], _PASS))):
+            if reader.op in ("mul", "add") and _branches(
+                tape, made, entry, list(reads(tape, reader.outputs[0], _PASS))
+            ):
                 return True
     return False
 

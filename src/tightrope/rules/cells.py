@@ -98,9 +98,7 @@ def coherent(left: State, right: State) -> State:
     def together(a: Tensor, b: Tensor) -> Tensor:
         return (a.clamp(min=0).sqrt() + b.clamp(min=0).sqrt()).square()
 
-    return replace(
-        made, constant=together(left.constant, right.constant), sample=together(left.sample, right.sample)
-    )
+    return replace(made, constant=together(left.constant, right.constant), sample=together(left.sample, right.sample))
 
 
 # -- LSTM ----------------------------------------------------------------------------------------
@@ -108,7 +106,9 @@ def coherent(left: State, right: State) -> State:
 
 def _lstm(driven: State, fed: State, states: list[State]) -> tuple[list[State], Kept]:
     """c' = f c + i g, h' = o tanh(c')."""
-    i, f, g, o = (kind(z) for kind, z in zip((_sigmoid, _sigmoid, _tanh, _sigmoid), _blocks(driven.plus(fed), 4), strict=True))
+    i, f, g, o = (
+        kind(z) for kind, z in zip((_sigmoid, _sigmoid, _tanh, _sigmoid), _blocks(driven.plus(fed), 4), strict=True)
+    )
     before = states[1]
     memory = stripped(coherent(product(f.value, before), product(i.value, g.value)))
     out = _tanh(memory)
@@ -140,7 +140,10 @@ def _gru(driven: State, fed: State, states: list[State]) -> tuple[list[State], K
     made = coherent(product(rest, n.value), product(z.value, before))
     # One gate weighs both: Cov((1 - z) n, z h) = -Var(z) E[n] E[h].
     tied = 2 * n.value.mean * before.mean
-    parts = {k: (getattr(made, k) - tied * getattr(z.value, k)).clamp(min=0) for k in ("constant", "sample", "site", "residual")}
+    parts = {
+        k: (getattr(made, k) - tied * getattr(z.value, k)).clamp(min=0)
+        for k in ("constant", "sample", "site", "residual")
+    }
     hidden = stripped(replace(made, **parts))
     return [hidden], (r, z, n, hn, before, rest)
 

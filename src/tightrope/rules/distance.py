@@ -198,7 +198,8 @@ def _target_probability(call: Call, y: State) -> tuple[State, Tensor]:
 @dataclass(frozen=True)
 class _TargetAdjoint(Adjoint):
     """The way back from a loss to a chain of elementwise functions: a gradient at the mean target, and what the
-    target's spread adds."""
+    target's spread adds.
+    """
 
     fixed: Tensor
     varying: Tensor

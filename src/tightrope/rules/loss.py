@@ -109,9 +109,7 @@ def _positional(call: Call) -> str:
     return next((x for x in call.entry.args[2:] if x in ("mean", "sum", "none", "batchmean")), default)
 
 
-def _reduced(
-    call: Call, mean: Tensor, levels: tuple[Tensor, ...], target: Target, axes: Axes
-) -> State:
+def _reduced(call: Call, mean: Tensor, levels: tuple[Tensor, ...], target: Target, axes: Axes) -> State:
     """The loss itself, from its law at each position."""
     a, site, sample, total = levels
     parts = [a, (sample - a).clamp(min=0), (site - a).clamp(min=0)]
@@ -167,7 +165,15 @@ def log_softmax(call: Call) -> State:
     held = None if x.covariance is None else _centred(x.covariance, law.probability.mean.reshape(-1))
     if held is not None:
         diagonal = held.diagonal().reshape([n if d == dim else 1 for d, n in enumerate(x.shape)])
-        return replace(x, mean=x.mean - partition, sample=diagonal, residual=x.residual * 0, covariance=held, latent=None, nodes=None)
+        return replace(
+            x,
+            mean=x.mean - partition,
+            sample=diagonal,
+            residual=x.residual * 0,
+            covariance=held,
+            latent=None,
+            nodes=None,
+        )
     return replace(x, axes=call.axes[0], mean=x.mean - partition, latent=None, nodes=None, covariance=None)
 
 
@@ -253,5 +259,3 @@ def _scale(call: Call, target: Target) -> float:
 
 def _class_dim(call: Call) -> int:
     return min(1, len(call.input.axes.dims) - 1)
-
-

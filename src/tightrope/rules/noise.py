@@ -72,7 +72,9 @@ def normal(call: Call) -> State:
 @rule("rand", "rand_like", "uniform")
 def uniform(call: Call) -> State:
     """Uniform draws, on [0, 1) unless told."""
-    low, high = (call.argument(1, "from", 0.0), call.argument(2, "to", 1.0)) if call.entry.op == "uniform" else (0.0, 1.0)
+    low, high = (
+        (call.argument(1, "from", 0.0), call.argument(2, "to", 1.0)) if call.entry.op == "uniform" else (0.0, 1.0)
+    )
     return fresh(call, (low + high) / 2, (high - low) ** 2 / 12)
 
 

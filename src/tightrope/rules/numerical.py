@@ -74,7 +74,9 @@ def backward(call: Call, upstream: list[State | None]) -> Gradients:
             if not pairs:
                 return {}
             ids = list(draws)
-            grads = torch.autograd.grad([y for y, _ in pairs], [draws[n] for n in ids], [g for _, g in pairs], allow_unused=True)
+            grads = torch.autograd.grad(
+                [y for y, _ in pairs], [draws[n] for n in ids], [g for _, g in pairs], allow_unused=True
+            )
             for n, g in zip(ids, grads, strict=True):
                 if g is not None:
                     found[n].append(g)
@@ -118,7 +120,9 @@ def _plan(call: Call) -> _Plan:
             raise NotImplementedError(f"{call.entry.op} reads a tensor whose content is not known")
     shapes = [call.tape.values[n].shape for n in (*floats, *call.entry.outputs)]
     size = sum(math.prod(shape) for shape in shapes)
-    held = {a.size for n in floats for dim in call.states[n].axes.dims for a in dim if a.role is Role.SAMPLE and a.size > 1}
+    held = {
+        a.size for n in floats for dim in call.states[n].axes.dims for a in dim if a.role is Role.SAMPLE and a.size > 1
+    }
     samples = held.pop() if len(held) == 1 else None
     batch = samples
     if size > ELEMENTS and samples is not None:
@@ -206,7 +210,9 @@ def estimated(batches: list[Tensor], axes: Axes, samples: int | None, width: flo
         if x.numel() != count:
             places = [i for i, axis in enumerate(layout) if axis.role is Role.SAMPLE and axis.size == samples]
             if len(places) != 1 or x.numel() * layout[places[0]].size % count:
-                raise NotImplementedError(f"a draw has shape {tuple(x.shape)} with {short} samples instead of {axes.shape}")
+                raise NotImplementedError(
+                    f"a draw has shape {tuple(x.shape)} with {short} samples instead of {axes.shape}"
+                )
             sizes[places[0]] = x.numel() * layout[places[0]].size // count
         stacked.append(x.detach().to(DTYPE).reshape(sizes))
     x = torch.stack(stacked)
@@ -239,9 +245,7 @@ def _components(x: Tensor, over: list[int], sites: list[int], axes: Axes, width:
         pure = all(len({a.role for a in dim if a.role is not Role.SAMPLE}) <= 1 for dim in axes.dims)
         if not pure:
             return field[0].expand(sizes).reshape(shape)
-        kept = [
-            math.prod(1 if a.role is not Role.CHANNEL else a.size for a in dim) for dim in axes.dims
-        ]
+        kept = [math.prod(1 if a.role is not Role.CHANNEL else a.size for a in dim) for dim in axes.dims]
         return field.reshape(kept)
 
     return State.of(

@@ -104,9 +104,7 @@ def _(call: Call, upstream: State | list[State | None]) -> Gradients:
 # -- one layer -----------------------------------------------------------------------------------
 
 
-def _unroll(
-    call: Call, cell: Cell, layer: _Layer, x: State, steps: int, start: list[State]
-) -> tuple[State, _Run]:
+def _unroll(call: Call, cell: Cell, layer: _Layer, x: State, steps: int, start: list[State]) -> tuple[State, _Run]:
     """The hidden states of one layer over time, and what its way back needs."""
     weight, recurrent_weight = call.states[layer.input], call.states[layer.hidden]
     gates = (Axis(Role.CHANNEL, weight.axes.shape[0]),)

@@ -176,8 +176,10 @@ def _(call: Call, upstream: State) -> Gradients:
     assert number is not None
     if pick is not None:
         return {number: put_back(upstream, pick, call.input.axes)}
-    rate = upstream.axes.count(Role.SITE) * upstream.axes.count(Role.CHANNEL) / max(
-        call.input.axes.count(Role.SITE) * call.input.axes.count(Role.CHANNEL), 1
+    rate = (
+        upstream.axes.count(Role.SITE)
+        * upstream.axes.count(Role.CHANNEL)
+        / max(call.input.axes.count(Role.SITE) * call.input.axes.count(Role.CHANNEL), 1)
     )
     flat = averaged(upstream, call.input.axes)
     return {number: replace(flat.scaled(0.0), residual=flat.second_moment * rate)}
@@ -236,7 +238,11 @@ def _expanded(call: Call, items: list[Any], rank: int) -> list[Any]:
         elif isinstance(item, bool):
             raise NotImplementedError("getitem with a truth value")
         found.append(item)
-    used = sum(i.ndim if isinstance(i, Tensor) and i.dtype == torch.bool else 1 for i in found if i is not None and i is not Ellipsis)
+    used = sum(
+        i.ndim if isinstance(i, Tensor) and i.dtype == torch.bool else 1
+        for i in found
+        if i is not None and i is not Ellipsis
+    )
     if any(i is Ellipsis for i in found):
         at = next(n for n, i in enumerate(found) if i is Ellipsis)
         found[at : at + 1] = [slice(None)] * (rank - used)
@@ -292,7 +298,9 @@ def _reorder_dims(call: Call, rank: int) -> list[int]:
         return [1]
     if op in ("fliplr", "flipud"):
         return [1 if op == "fliplr" else 0]
-    dims: Any = call.argument(2 if op in ("roll", "repeat_interleave", "rot90") else 1, "dims", call.entry.kwargs.get("dim"))
+    dims: Any = call.argument(
+        2 if op in ("roll", "repeat_interleave", "rot90") else 1, "dims", call.entry.kwargs.get("dim")
+    )
     if dims is None:
         raise NotImplementedError(f"{op} of a flattened tensor")
     return [int(d) % rank for d in (dims if isinstance(dims, Sequence) else [dims])]

@@ -11,7 +11,9 @@ from tightrope.rules.state import State
 from tightrope.tape.tape import Entry
 
 _NORMS = frozenset({"batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"})
-_MOVES = frozenset({"cat", "permute", "transpose", "view", "reshape", "flatten", "contiguous", "to", "movedim", "float"})
+_MOVES = frozenset(
+    {"cat", "permute", "transpose", "view", "reshape", "flatten", "contiguous", "to", "movedim", "float"}
+)
 
 
 def collapsed(state: State, sites: Sequence[int]) -> State:

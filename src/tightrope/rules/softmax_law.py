@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
 from torch.quasirandom import SobolEngine
 
 from tightrope.law import COMPONENTS

@@ -220,4 +220,3 @@ def zero_gradients(optimizer: Optimizer) -> None:
         for parameter in group["params"]:
             if parameter.grad is not None:
                 parameter.grad.detach().zero_()
-

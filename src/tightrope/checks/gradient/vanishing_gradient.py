@@ -61,4 +61,8 @@ def _net(activation: type[nn.Module], depth: int) -> Subject:
     stack: list[nn.Module] = []
     for _ in range(depth):
         stack += [nn.Linear(64, 64), *([nn.LayerNorm(64)] if activation is nn.GELU else []), activation()]
-    return Subject(nn.Sequential(*stack, nn.Linear(64, 4)), (torch.randn(64, 64), torch.arange(64) % 4), nn.functional.cross_entropy)
+    return Subject(
+        nn.Sequential(*stack, nn.Linear(64, 4)),
+        (torch.randn(64, 64), torch.arange(64) % 4),
+        nn.functional.cross_entropy,
+    )

@@ -11,7 +11,9 @@ from tightrope.checks.signal import exploding_signal, vanishing_signal
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
 
-NOTABLE = math.log(1.25)  # a layer counts when it is off by a quarter; torch's own gains differ by less among themselves
+NOTABLE = math.log(
+    1.25
+)  # a layer counts when it is off by a quarter; torch's own gains differ by less among themselves
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,11 @@ REMEDIES = ("initialize",)
 
 def judge(study: Study) -> Iterator[Finding]:
     """One finding over all hidden layers of identical units."""
-    off = [layer for layer in layers(study.tape, study.measurement.laws) if not layer.head and not layer.branch and _identical(study, layer)]
+    off = [
+        layer
+        for layer in layers(study.tape, study.measurement.laws)
+        if not layer.head and not layer.branch and _identical(study, layer)
+    ]
     if not off:
         return
     names = list(dict.fromkeys(layer.entry.module for layer in off))

@@ -71,4 +71,8 @@ def _net(factor: float) -> Subject:
         layer = nn.Linear(64, 64)
         nn.init.normal_(layer.weight, std=factor * (2 / 64) ** 0.5)
         stack += [layer, nn.ReLU()]
-    return Subject(nn.Sequential(*stack, nn.Linear(64, 4)), (torch.randn(64, 64), torch.arange(64) % 4), nn.functional.cross_entropy)
+    return Subject(
+        nn.Sequential(*stack, nn.Linear(64, 4)),
+        (torch.randn(64, 64), torch.arange(64) % 4),
+        nn.functional.cross_entropy,
+    )

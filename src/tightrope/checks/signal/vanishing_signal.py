@@ -60,9 +60,13 @@ def _finding(study: Study, passed: list[Cut], cut: Cut, start: Law, law: Law) ->
     ]
     predicted = study.forecast.laws.get(cut.value)
     if predicted is not None:
-        evidence.append(Evidence("std between samples, predicted", predicted.signal, None, predicted.error * predicted.signal))
+        evidence.append(
+            Evidence("std between samples, predicted", predicted.signal, None, predicted.error * predicted.signal)
+        )
     gone = [c.entry.module for c in passed if c.entry.index >= cut.entry.index]
-    text = f"std between samples {start.signal:.3g} → {law.signal:.3g}, {share:.2g} of the rms; level: above {SHARE:.1%}"
+    text = (
+        f"std between samples {start.signal:.3g} → {law.signal:.3g}, {share:.2g} of the rms; level: above {SHARE:.1%}"
+    )
     if law.signal < DECAY * start.signal and share >= SHARE:
         text = f"std between samples {start.signal:.3g} → {law.signal:.3g}; level: above {DECAY:g} of the start"
     return Finding(
@@ -89,4 +93,8 @@ def _net(depth: int, activation: type[nn.Module]) -> Subject:
         if activation is nn.Tanh:
             nn.init.normal_(layer.weight, std=(2.15 / 64) ** 0.5)
         stack += [layer, activation()]
-    return Subject(nn.Sequential(*stack, nn.Linear(64, 4)), (torch.randn(64, 64), torch.arange(64) % 4), nn.functional.cross_entropy)
+    return Subject(
+        nn.Sequential(*stack, nn.Linear(64, 4)),
+        (torch.randn(64, 64), torch.arange(64) % 4),
+        nn.functional.cross_entropy,
+    )
