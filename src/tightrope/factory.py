@@ -51,8 +51,9 @@ def fix_factory(name: str) -> tuple[Report, Report, list[Applied]]:
         begin = time.perf_counter()
         found = study(subject.model, batch, loss=subject.loss, optimizer=subject.optimizer)
         findings = diagnose([found])
-        facts = {"title": name, "command": f"tightrope fix {name}", "seconds": time.perf_counter() - begin}
-        reports.append(make_report([found], findings=findings, **facts))
+        seconds = time.perf_counter() - begin
+        command = f"tightrope fix {name}"
+        reports.append(make_report([found], findings=findings, title=name, command=command, seconds=seconds))
         return findings
 
     work = repair(diagnosed)

@@ -53,7 +53,10 @@ def _save(file: str, text: str) -> None:
 def changes(applied: Sequence[tuple[Finding, Remedy]], stream: IO[str]) -> None:
     """Print the lines that make the applied remedies permanent."""
     print("applied in memory; to keep it, change:" if applied else "no safe remedy to apply", file=stream)
-    for finding, remedy in {(r.name, r.patch): (f, r) for f, r in reversed(applied)}.values():
+    once: dict[tuple[str, str], tuple[Finding, Remedy]] = {}
+    for finding, remedy in applied:
+        once.setdefault((remedy.name, remedy.patch), (finding, remedy))
+    for finding, remedy in once.values():
         print(f"\n  {finding.check}: {remedy.title}  [{finding.location or 'the script'}]", file=stream)
         print("\n".join(f"    {line}" for line in remedy.patch.splitlines()), file=stream)
 

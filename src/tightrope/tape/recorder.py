@@ -16,19 +16,15 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.errors import RecordError
 from tightrope.tape import stack
 from tightrope.tape.modules import ModuleStack, variable
+from tightrope.tape.names import COMPOSITES, IGNORED, RANDOM, is_inplace, op_name
 from tightrope.tape.source import locate
 from tightrope.tape.tape import Entry, Kind, Ref, Tape, Value
-
-COMPOSITES = frozenset(
-    {F.multi_head_attention_forward, F.normalize, F.local_response_norm, F.gumbel_softmax, F.cosine_embedding_loss}
-)
-"""Functions written in Python out of others: they are entered, so that their parts are seen."""
 
 KEEP_CONTENT = 1 << 24
 """Largest number of elements of a known tensor (mask, index) that the tape keeps a reference to."""
@@ -39,52 +35,6 @@ COLLECT_BYTES = 1 << 28
 
 MOST_ENTRIES = 200_000
 """A step of more calls than that is not recorded: about a gigabyte of notes."""
-
-_SPECIAL = {
-    "__radd__": "add", "__rsub__": "rsub", "__rmul__": "mul", "__rtruediv__": "rdiv", "__rdiv__": "rdiv",
-    "__truediv__": "div", "__floordiv__": "floor_divide", "__rfloordiv__": "rfloor_divide", "__rpow__": "rpow",
-    "__matmul__": "matmul", "__rmatmul__": "rmatmul", "true_divide": "div", "divide": "div", "multiply": "mul",
-    "subtract": "sub", "negative": "neg", "concat": "cat", "concatenate": "cat", "absolute": "abs",
-    "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim", "special_erf": "erf",
-    "special_expit": "sigmoid", "conj": "alias", "clip": "clamp", "log_sigmoid": "logsigmoid",
-    "_threshold": "threshold",
-}  # fmt: skip
-_IGNORED = frozenset(
-    {"requires_grad", "register_hook", "retain_grad", "set", "_set_grad_enabled", "item", "grad", "data_ptr", "storage"}
-)
-RANDOM = frozenset(
-    {"randn", "rand", "randn_like", "rand_like", "randint", "randint_like", "randperm", "normal", "bernoulli",
-     "multinomial", "poisson", "exponential", "uniform", "log_normal", "cauchy", "geometric", "empty", "empty_like"}
-)  # fmt: skip
-"""Functions whose result is drawn or undefined, so that equal arguments do not fix it."""
-
-
-def op_name(function: Callable[..., Any]) -> str:
-    """One name for all spellings of an operation: `torch.add`, `Tensor.add_` and `+` are `add`."""
-    name = getattr(function, "__name__", "") or ""
-    if name == "__get__":
-        return (resolve_name(function) or "").split(".")[-2]
-    if name in _SPECIAL:
-        return _SPECIAL[name]
-    if name.startswith("__") and name.endswith("__"):
-        name = name[2:-2]
-        if name.startswith("i") and name[1:] in ("add", "sub", "mul", "truediv", "div", "pow", "matmul", "and", "or"):
-            name = name[1:]
-        name = {"truediv": "div"}.get(name, name)
-    elif name.endswith("_") and not name.startswith("_"):
-        name = name[:-1]
-    return _SPECIAL.get(name, name)
-
-
-def is_inplace(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call overwrites its first argument."""
-    name = getattr(function, "__name__", "") or ""
-    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-        return True
-    if name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"):
-        return True
-    return bool(kwargs.get("inplace", False))
-
 
 class Observer(Protocol):
     """What a recorder tells about the tensors that pass; it must not keep them alive."""
@@ -229,7 +179,7 @@ class Recorder(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _call(self, function: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in _IGNORED or not self._relevant(function, args, kwargs):
+        if name in IGNORED or not self._relevant(function, args, kwargs):
             return self._run(function, name, args, kwargs)
         arguments: Any = None
         if is_inplace(function, args, kwargs) or "out" in kwargs:  # the call overwrites one of its inputs
