@@ -1,7 +1,7 @@
 """What recording changes and what it costs: python benchmarks/recording.py
 
-Four small scripts are trained for 20 steps, plain and with steps recorded; their losses, parameters and random state are
-compared bit for bit. Then `check` of ResNet-18 is timed beside plain training steps, in turn.
+Four small scripts are trained for 20 steps, plain and with steps recorded; their losses, parameters and random state
+are compared bit for bit. Then `check` of ResNet-18 is timed beside plain training steps, in turn.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,8 +30,8 @@ def gaussian_expectation(
     def density(x: float) -> float:
         return function(x) * math.exp(-(((x - mean) / std) ** 2) / 2) / (std * math.sqrt(2 * math.pi))
 
-    parts = zip(edges[:-1], edges[1:], strict=True)
-    return sum(integrate.quad(density, low, high, epsabs=1e-13, epsrel=1e-12)[0] for low, high in parts)
+    pieces = pairwise(edges)
+    return sum(integrate.quad(density, low, high, epsabs=1e-13, epsrel=1e-12)[0] for low, high in pieces)
 
 
 @dataclass(frozen=True)

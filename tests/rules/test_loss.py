@@ -107,7 +107,8 @@ def test_one_target_a_sample(name: str, std: float) -> None:
     check(FLAT[name], (SAMPLES, CLASSES), std)
 
 
-@pytest.mark.parametrize("name", ["indices", "weighted", "smoothed", "probabilities", "likelihood", "squared", "absolute",
+@pytest.mark.parametrize("name", ["indices", "weighted", "smoothed", "probabilities", "likelihood", "squared",
+                                  "absolute",
                                   "binary-logits", "divergence"])  # fmt: skip
 def test_wide_logits(name: str) -> None:
     check(FLAT[name], (SAMPLES, CLASSES), 10.0)

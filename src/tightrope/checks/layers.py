@@ -85,7 +85,7 @@ def layers(tape: Tape, laws: Mapping[int, Law]) -> list[Layer]:
                 _normalised(tape, entry),
                 _branches(tape, made, entry, after),
                 not _leads_on(tape, made, entry),
-            )  # fmt: skip
+            )
         )
     return found
 

@@ -20,5 +20,6 @@ def initialize(study: Study, finding: Finding) -> Remedy:
 
     return Remedy(
         "initialize", "Solve every weight scale from the laws of the step", "tightrope.initialize(model, inputs)",
-        "none before training; learned weights would be lost", Safety.SAFE if study.step <= EARLY else Safety.REVIEW, act,
+        "none before training; learned weights would be lost",
+        Safety.SAFE if study.step <= EARLY else Safety.REVIEW, act,
     )  # fmt: skip

@@ -260,8 +260,8 @@ def _at(x: State, t: int, axes: Axes) -> State:
 def _settled(gradient: State) -> State:
     """A gradient of which a sample's time steps share only what reaches several of them.
 
-    The part (sum_t sqrt(v_t))^2 / (T sum_t v_t) of the shared variance v is shared; what enters at one step alone is that
-    step's own.
+    The part (sum_t sqrt(v_t))^2 / (T sum_t v_t) of the shared variance v is shared; what enters at one step alone is
+    that step's own.
     """
     steps, v = gradient.shape[1], gradient.sample.clamp(min=0)
     if v.shape[1] == 1 or not bool((v > 0).any()):

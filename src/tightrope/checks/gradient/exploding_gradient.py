@@ -1,15 +1,15 @@
 """`exploding-gradient`: the loss's gradient grows on its way back to the first layers.
 
-Law       on the way back a layer multiplies the gradient's variance by n Var(w) E[f'(z)^2]; above 1, a stack of L layers
-          by that to the L.
+Law       on the way back a layer multiplies the gradient's variance by n Var(w) E[f'(z)^2]; above 1, a stack of L
+          layers by that to the L.
 Evidence  norm of the gradient at the first tensor that the whole signal passes over its norm at the last; measured,
           beside the predicted ratio.
 Verdict   `fault` above 1e3: a step that suits the last layer throws the first one away.
 Remedy    solve every weight scale from the laws (`initialize`); skips; fewer normalisers on plain deep stacks.
 Limits    batch normalisation after every layer of a plain net multiplies the gradient by 1.21 a layer whatever the
           weights: beyond 38 such layers this check fires and a skip is the remedy.
-References  Yang et al. (2019), A mean field theory of batch normalization, ICLR; Pascanu, Mikolov, Bengio (2013), On the
-          difficulty of training recurrent neural networks, ICML.
+References  Yang et al. (2019), A mean field theory of batch normalization, ICLR; Pascanu, Mikolov, Bengio (2013), On
+          the difficulty of training recurrent neural networks, ICML.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def judge(study: Study) -> Iterator[Finding]:
         evidence.append(Evidence("the same, predicted", found.predicted))
     yield Finding(
         "exploding-gradient", Severity.FAULT, found.first.entry.module, str(study.tape.location(found.first.entry)),
-        f"gradient norm {found.norm_last:.3g} → {found.norm_first:.3g} on the way back, × {found.ratio:.3g}; level: × 1, "
+        f"gradient norm {found.norm_last:.3g} → {found.norm_first:.3g} on the way back, × {found.ratio:.3g}; "
+        "level: × 1, "
         f"fault above {RATIO:g}", tuple(evidence), found.first.entry.index, modules=(found.first.entry.module,),
     )  # fmt: skip
 

@@ -41,7 +41,8 @@ def judge(study: Study) -> Iterator[Finding]:
         evidence.append(Evidence("the same, predicted", found.predicted))
     yield Finding(
         "vanishing-gradient", Severity.FAULT, found.first.entry.module, str(study.tape.location(found.first.entry)),
-        f"gradient norm {found.norm_last:.3g} → {found.norm_first:.3g} on the way back, × {found.ratio:.2g}; level: × 1, "
+        f"gradient norm {found.norm_last:.3g} → {found.norm_first:.3g} on the way back, × {found.ratio:.2g}; "
+        "level: × 1, "
         f"fault below {RATIO:g}", tuple(evidence), found.first.entry.index, modules=(found.first.entry.module,),
     )  # fmt: skip
 

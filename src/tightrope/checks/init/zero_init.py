@@ -44,7 +44,8 @@ def judge(study: Study) -> Iterator[Finding]:
     units = sum(layer.weight.shape[0] for layer in off)
     yield Finding(
         "zero-init", Severity.FAULT, names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}",
-        str(study.tape.location(first)), f"all {units} units start with the same weights ({value:.3g}): they stay identical",
+        str(study.tape.location(first)),
+        f"all {units} units start with the same weights ({value:.3g}): they stay identical",
         (Evidence("distance between units / rms of the weights", 0.0, 1.0),), first.index, modules=tuple(names),
     )  # fmt: skip
 

@@ -70,7 +70,8 @@ def _finding(study: Study, passed: list[Cut], cut: Cut, start: Law, law: Law) ->
     if law.signal < DECAY * start.signal and share >= SHARE:
         text = f"std between samples {start.signal:.3g} → {law.signal:.3g}; level: above {DECAY:g} of the start"
     return Finding(
-        "vanishing-signal", Severity.FAULT, cut.entry.module, str(study.tape.location(cut.entry)), text, tuple(evidence),
+        "vanishing-signal", Severity.FAULT, cut.entry.module, str(study.tape.location(cut.entry)), text,
+        tuple(evidence),
         cut.entry.index, modules=tuple(dict.fromkeys(gone)),
     )  # fmt: skip
 
