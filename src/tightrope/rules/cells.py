@@ -88,7 +88,7 @@ def _merged(blocks: list[State]) -> State:
         lead = torch.broadcast_shapes(*(f.shape[:-1] for f in parts))
         alike = all(f.shape[-1] == 1 for f in parts) and all(bool((f == parts[0]).all()) for f in parts)
         fields.append(parts[0] if alike else torch.cat([f.expand(*lead, width) for f in parts], -1))
-    return State(axes, *fields, width=blocks[0].width)
+    return State.from_fields(axes, fields, width=blocks[0].width)
 
 
 def coherent(left: State, right: State) -> State:

@@ -49,7 +49,7 @@ def mapped(x: State, weight: State, axes: Axes) -> State:
         parts = [f @ square.T if bool((f != 0).any()) else f[..., :1] * 0 for f in full.fields[1:]]
         known = float(x.mean.square().mean() / x.second_moment.mean().clamp(min=1e-300))
         width = x.width + (1 - known) ** 2 * max(kappa - 1, 0.0) / n
-        z = State(axes, full.mean @ w.T, *parts, width=width, amplitude=x.amplitude, gain=x.gain)
+        z = State.from_fields(axes, (full.mean @ w.T, *parts), width=width, amplitude=x.amplitude, gain=x.gain)
         return correlated(x, z, w)
     return random_map(x, weight, axes, n, kappa)
 
@@ -71,7 +71,7 @@ def random_map(x: State, weight: State, axes: Axes, n: int, kappa: float) -> Sta
     """The law of a sum over n inputs with independent random weights: E[z z'] = n E[w^2] E[x x'] at every level."""
     flat = x.moved()
     mean_w = float(weight.mean.mean())
-    variance_w = float(weight.variance.mean()) + float(weight.mean.expand(weight.shape).var(unbiased=False))
+    variance_w = float(weight.variance.mean()) + float(weight.mean.var(unbiased=False))
     moment = flat.mean.square()
 
     def average(field: Tensor) -> Tensor:
@@ -115,8 +115,7 @@ def outer(x: State, gradient: State, axes: Axes, weight: State) -> State:
     as their components say. Leaving the pairs out under-predicts by up to 81 %.
     """
     samples = axes.count(Role.SAMPLE)
-    g = [f.expand(state_shape(axes)).reshape(-1, state_shape(axes)[-1]) for f in gradient.fields]
-    a = [f.expand(x.shape).reshape(-1, x.shape[-1]) for f in x.fields]
+    g, a = _rows(gradient, state_shape(axes)), _rows(x, x.shape)
     sites = g[0].shape[0]
     mean = samples * g[0].T @ a[0]
 
@@ -135,12 +134,20 @@ def outer(x: State, gradient: State, axes: Axes, weight: State) -> State:
     return State.of(weight.axes, mean, residual=variance.clamp(min=0), width=x.width + gradient.width)
 
 
+def _rows(x: State, shape: tuple[int, ...]) -> list[Tensor]:
+    """Fields as (site, channel); channels that are all alike stay one."""
+    width = max(f.shape[-1] for f in x.fields)
+    return [f.expand(*shape[:-1], width).reshape(-1, width) for f in x.fields]
+
+
 def total(gradient: State, axes: Axes, bias: State) -> State:
     """The gradient of a bias: the sum of the gradient over samples and sites."""
     from tightrope.rules.elementwise import summed
 
-    full = gradient.map(lambda f: f.expand(state_shape(axes)))
-    return summed(full, axes, list(range(len(axes.dims) - 1)), bias.axes)
+    if all(f.shape[-1] == 1 for f in gradient.fields):  # all channels are alike: one stands for them
+        one = summed(gradient, axes.resize(-1, 1), list(range(len(axes.dims) - 1)), bias.axes.resize(-1, 1))
+        return replace(one, axes=bias.axes)
+    return summed(gradient, axes, list(range(len(axes.dims) - 1)), bias.axes)
 
 
 __all__ = ["bias_state", "kurtosis", "linear", "mapped", "outer", "random_map", "total"]

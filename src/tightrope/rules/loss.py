@@ -116,7 +116,7 @@ def _reduced(call: Call, mean: Tensor, levels: tuple[Tensor, ...], target: Targe
     parts.append((total - sum(parts, torch.zeros((), dtype=DTYPE))).clamp(min=0))
     how = reduction(call)
     if how == "none":
-        return State(call.axes[0], mean.squeeze(-1), *(part.squeeze(-1) for part in parts))
+        return State.from_fields(call.axes[0], (field.squeeze(-1) for field in (mean, *parts)))
     n, s = (Axes(axes.dims[:-1]).count(role) for role in (Role.SAMPLE, Role.SITE))
     scale = float(n * s) if how == "sum" else n * s / max(target.total, 1e-300)
     shared, alone = float(target.weight.mean()) ** 2, float(target.square.mean())
@@ -196,7 +196,7 @@ def _(call: Call, upstream: State) -> Gradients:
     # A likelihood's gradient sums to the same number at each position; its classes are not independent.
     sums = upstream.mean.expand(*upstream.mean.shape[:dim], upstream.shape[dim], *upstream.mean.shape[dim + 1 :])
     total = sums.sum(dim, keepdim=True)
-    spread = 0.0
+    spread: Tensor | float = 0.0
     if not all(entry.op in ("nll_loss", "kl_div", "gather") for entry in call.readers(call.entry.outputs[0])):
         spread = upstream.variance.expand(upstream.shape).sum(dim, keepdim=True)
     factor = State.of(call.axes[0], total, residual=spread)

@@ -95,9 +95,9 @@ def _(call: Call, upstream: State | list[State | None]) -> Gradients:
         if depth > 0:
             rate = float(call.entry.args[5]) if call.entry.args[6] else 0.0
             flowing = _dropped(flowing, rate)
-    number = call.id(0, "input")
-    if number is not None and flowing is not None:
-        found[number] = _shaped(flowing, call.input.axes, time)
+    source = call.id(0, "input")
+    if source is not None and flowing is not None:
+        found[source] = _shaped(flowing, call.input.axes, time)
     return found
 
 
@@ -279,7 +279,7 @@ def _stacked(steps: list[State], count: int) -> State:
     for i in range(5):
         parts = torch.broadcast_tensors(*(step.fields[i] for step in steps))
         fields.append(torch.stack(parts, 1))
-    return State(axes, *fields, width=max(step.width for step in steps))
+    return State.from_fields(axes, fields, width=max(step.width for step in steps))
 
 
 def _joined(outputs: list[State]) -> State:
@@ -293,7 +293,7 @@ def _joined(outputs: list[State]) -> State:
         parts = [state.fields[i] for state in outputs]
         lead = torch.broadcast_shapes(*(f.shape[:-1] for f in parts))
         fields.append(torch.cat([f.expand(*lead, width) for f in parts], -1))
-    return State(axes, *fields, width=outputs[0].width)
+    return State.from_fields(axes, fields, width=outputs[0].width)
 
 
 def _part(x: State, place: int, count: int) -> State:
@@ -323,7 +323,7 @@ def _ends(states: list[State], axes: Axes) -> State:
     for i in range(5):
         parts = torch.broadcast_tensors(*(state.fields[i] for state in states))
         fields.append(torch.stack(parts, 0))
-    made = State(axes, *(f if len(axes.dims) == 3 else f.squeeze(1) for f in fields), width=states[0].width)
+    made = State.from_fields(axes, (f if len(axes.dims) == 3 else f.squeeze(1) for f in fields), width=states[0].width)
     return made
 
 

@@ -112,7 +112,8 @@ def _normal(draws: int, dimensions: int, generator: torch.Generator) -> Tensor:
     points = SobolEngine(dimensions, scramble=True, seed=seed).draw(draws, dtype=DTYPE)
     # In random order: two scrambled sequences are independent of each other only so.
     points = points[torch.randperm(draws, generator=generator)]
-    return torch.special.ndtri(points.clamp(1e-12, 1 - 1e-12))
+    quantiles: Tensor = torch.special.ndtri(points.clamp(1e-12, 1 - 1e-12))
+    return quantiles
 
 
 def _correlated(logits: State, noise: Callable[[int], Tensor]) -> Iterator[tuple[float, list[Tensor]]]:

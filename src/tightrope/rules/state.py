@@ -12,7 +12,9 @@ draws of the weights stands in `constant` and `site` ("ensemble"). The rules are
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +85,12 @@ class State:
             return tensor.reshape((1,) * (rank - tensor.ndim) + tuple(tensor.shape))
 
         return cls(axes, full(mean), full(constant), full(sample), full(site), full(residual), width)
+
+    @classmethod
+    def from_fields(cls, axes: Axes, fields: Iterable[Tensor], **rest: Any) -> State:
+        """A state from its mean and its four components, in order."""
+        mean, constant, sample, site, residual = fields
+        return cls(axes, mean, constant, sample, site, residual, **rest)
 
     @classmethod
     def of_content(cls, axes: Axes, content: Tensor) -> State:

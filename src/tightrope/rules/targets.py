@@ -90,7 +90,7 @@ def of_indices(call: Call, content: Tensor, axes: Axes, classes: int) -> Target:
     row = (1 - smoothing) * own + smoothed.sum()
     cross = (1 - smoothing) * row * state.mean + smoothed * over_samples(weight)
     return Target(
-        State(axes, mean, *parts),
+        State.from_fields(axes, (mean, *parts)),
         over_samples(weight),
         over_samples(weight.square()),
         cross,
