@@ -127,6 +127,25 @@ def test_recurrent_layers_read_data_too(judge: Judge) -> None:
     assert [f.module for f in judge(CHECK, Last(), (400 * torch.randn(8, 5, 3), target))] == ["body"]
 
 
+def test_a_step_of_a_sequence_has_the_scale_of_the_whole(judge: Judge) -> None:
+    """Prices over the first price: the second step barely differs between samples, the sequence does."""
+
+    class Unrolled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer, self.head = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.zeros(len(x), 8)
+            for t in range(x.shape[1]):
+                h = torch.tanh(self.inner(x[:, t]) + self.outer(h))
+            return self.head(h)
+
+    walk = torch.cat([torch.zeros(16, 1, 2), torch.randn(16, 1, 2) * 0.01, torch.randn(16, 10, 2)], 1).cumsum(1)
+    assert judge(CHECK, Unrolled(), (1 + walk, torch.arange(16) % 10)) == []
+    assert len(judge(CHECK, Unrolled(), (1e3 * walk, torch.arange(16) % 10))) == 1
+
+
 def test_scale_in_closed_form() -> None:
     """Two features, one a hundred times the other: n_eff = (1 + 1e4)^2 / (1 + 1e8) / 2."""
     x = torch.tensor([[1.0, 100.0], [-1.0, -100.0]]).repeat(8, 1)

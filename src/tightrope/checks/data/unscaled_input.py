@@ -44,6 +44,7 @@ FAINT = 0.005  # rms where it is not zero: images divided by 255 twice have 0.00
 OFFSET = 15.0  # shared mean over spread: images in [0, 1] have 0.5 to 3, white pages up to 10
 COUNTING, SPREAD = 0.2, 30.0  # trials: healthy tables never have both, raw ones have 0.06 to 0.13 and 2500 and more
 SPARSE = 0.5  # share of zeros from which features are counts or words, whose scales differ by nature
+SLICES = frozenset(("getitem", "select", "unbind", "chunk", "split"))
 FEW = 8  # values behind each feature that a mean or a spread needs
 
 
@@ -107,9 +108,13 @@ def readings(study: Study) -> Iterator[tuple[Entry, int]]:
 
 def data_sources(study: Study, made: dict[int, Entry], number: int) -> list[int]:
     """Values of data alone that reach a reader past views, joins and dropout, nearest first."""
-    if number in study.measurement.features:
-        return [number]
     entry = made.get(number)
+    found = study.measurement.features
+    if number in found:
+        parent = entry.inputs[0] if entry is not None and entry.op in SLICES else None
+        if parent in found and len(found[parent].mean) == len(found[number].mean):
+            return data_sources(study, made, parent)  # one step of a sequence has the scale of the whole
+        return [number]
     if entry is None or entry.op not in VIEWS | JOINS | CHANCE:
         return []
     return [source for i in entry.inputs for source in data_sources(study, made, i)]
