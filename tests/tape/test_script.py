@@ -94,6 +94,14 @@ def test_scripts_of_all_kinds(name: str, arguments: tuple[str, ...], steps: int)
     assert out.getvalue() == plain(name, *arguments)
 
 
+@pytest.mark.parametrize("way", ["ddp", "compile", "workers"])
+def test_wrapped_models_and_loaders_with_workers(way: str) -> None:
+    found, out = watched("wrapped.py", way, record=(1, 4))
+    assert out == plain("wrapped.py", way)
+    assert found.report is not None and found.report.steps == (1, 4) and not found.report.notes
+    assert [row.module for row in found.report.laws] == ["first", "", "last", ""]
+
+
 def test_a_step_of_two_optimizers_ends_when_both_have_stepped() -> None:
     found, _ = watched("gan.py")
     assert found.report is not None and found.report.steps == (1, 2, 4)
