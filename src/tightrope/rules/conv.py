@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tightrope.roles import Axes, Role
+from tightrope.rules.lags import thinned
 from tightrope.rules.linear import bias_state, kurtosis
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import collapsed, divided_out
@@ -37,6 +38,8 @@ class Window:
         links: number of taps from each input to each result, (result, input), one per site dimension.
         sites: number of results along each site dimension.
         run: the map itself with given weights, on an input that is resolved over its sites.
+        stride: of the window.
+        spreading: whether strides spread the input instead of thinning the output.
     """
 
     mean: Tensor
@@ -45,6 +48,8 @@ class Window:
     links: tuple[Tensor, ...]
     sites: tuple[int, ...]
     run: Any
+    stride: tuple[int, ...]
+    spreading: bool
 
     @property
     def known(self) -> bool:
@@ -166,7 +171,7 @@ def forward_window(call: Call, weight: State) -> Window:
         return _apply(call, x, _restored(w, turned))
 
     table, links = _tables(g, turned, g.inputs, g.outputs), _links(g, turned, g.inputs, g.outputs)
-    return Window(mean, variance, table, links, g.outputs, run)
+    return Window(mean, variance, table, links, g.outputs, run, g.stride, turned)
 
 
 def backward_window(call: Call, weight: State) -> Window:
@@ -181,7 +186,7 @@ def backward_window(call: Call, weight: State) -> Window:
             return torch.autograd.grad(_apply(call, x, _restored(w, not turned)), x, gradient)[0]
 
     table, links = _tables(g, not turned, g.outputs, g.inputs), _links(g, not turned, g.outputs, g.inputs)
-    return Window(mean, variance, table, links, g.inputs, run)
+    return Window(mean, variance, table, links, g.inputs, run, g.stride, not turned)
 
 
 def _restored(w: Tensor, inputs_first: bool) -> Tensor:
@@ -223,7 +228,11 @@ def windowed(x: State, window: Window, axes: Axes, *, resolved: bool) -> State:
     source = _Fields(x, rank, window)
     made = _known(source, window, full, fits) if window.known else _random(source, window, full, fits)
     shape = state_shape(axes)
-    return State(axes, *(f.reshape(_fit(f, shape)) for f in made), width=x.width + source.spread())
+    out = State.from_fields(axes, (f.reshape(_fit(f, shape)) for f in made), width=x.width + source.spread())
+    if x.lags is None or rank != 2 or not window.known or x.residual.shape[0] != 1 or out.residual[0, 0].numel() > 1:
+        return out
+    variance = x.residual.reshape(-1).expand(source.groups * source.inputs).reshape(source.groups, source.inputs)
+    return replace(out, lags=thinned(variance, x.lags, window.mean, window.stride, window.spreading))
 
 
 def _fit(field: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:

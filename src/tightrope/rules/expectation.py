@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tightrope.roles import Role
 from tightrope.rules.amplitude import CROWD, OMEGA, moved
+from tightrope.rules.lags import white
 from tightrope.rules.state import DTYPE, State
 
 SPAN = 8.5
@@ -88,7 +89,27 @@ class Latent:
                 series = (power * rho.unsqueeze(-1) ** degrees).sum(-1) + rest * rho ** (HERMITE + 1)
                 parts.append(torch.minimum(series, total))
         made = from_levels(self.base, mean, (*parts, total))
-        return self._by_amplitude(values, replace(made, covariance=self._covariance(values, total)))
+        made = replace(made, covariance=self._covariance(values, total), lags=self._lags(values, made))
+        return self._by_amplitude(values, made)
+
+    def _lags(self, values: Tensor, made: State) -> Tensor | None:
+        """Autocorrelation over sites of the function's residual, by the same series."""
+        base = self.base
+        variance = base.variance.reshape(-1)
+        if base.lags is None or variance.numel() not in (1, len(base.lags)) or made.residual.numel() != variance.numel():
+            return None
+        shared = levels(base)[2].reshape(-1).expand(variance.shape)
+        residual = base.residual.reshape(-1).expand(variance.shape)
+        safe = variance.clamp(min=1e-300)
+        near = ((shared[:, None, None] + residual[:, None, None] * base.lags) / safe[:, None, None]).clamp(-1, 1)
+        far = (shared / safe).clamp(0, 1)[:, None, None]
+        covariance, first, second = torch.zeros_like(near), near, far
+        for coefficient in self._coefficients(values, PAIR_HERMITE):
+            covariance = covariance + coefficient.square().reshape(-1, 1, 1) * (first - second)
+            first, second = first * near, second * far
+        found = (covariance / made.residual.reshape(-1, 1, 1).clamp(min=1e-300)).clamp(-1, 1)
+        found[:, found.shape[1] // 2, found.shape[2] // 2] = 1.0
+        return found
 
     def _covariance(self, values: Tensor, total: Tensor) -> Tensor | None:
         """Covariance of the function's values in different channels: that of their means over the samples'
@@ -227,11 +248,32 @@ def product(left: State, right: State) -> State:
         found.append((left.mean.square() + a) * (right.mean.square() + b) - both)
     made = from_levels(left if len(left.axes.dims) >= len(right.axes.dims) else right, mean, tuple(found))
     made = State(
-        made.axes, *made.fields, width=left.width + right.width, gain=right.gain if left.gain is None else left.gain
-    )
+        made.axes, *made.fields, width=left.width + right.width, gain=right.gain if left.gain is None else left.gain,
+        lags=_product_lags(left, right, made),
+    )  # fmt: skip
     if left.gain is None or right.gain is None:
         return made
     # Both follow the amplitude of their sample, so that loud samples count more than the product of the means says.
     together = float((OMEGA * left.gain * right.gain).sum())
     extra = (together - 1) * made.second_moment
     return replace(made, residual=(made.residual + extra).clamp(min=0), gain=left.gain * right.gain / together)
+
+
+def _product_lags(left: State, right: State, made: State) -> Tensor | None:
+    """Autocorrelation over sites of the product's residual."""
+    held = left.lags if left.lags is not None else right.lags
+    if held is None:
+        return None
+    sizes = {f.numel() for state in (left, right) for f in (state.mean, state.residual, state.sample)} | {len(held)}
+    if len(sizes - {1}) > 1 or made.residual.numel() not in (1, max(sizes)):
+        return None
+    near, far = [], []
+    for state in (left, right):
+        shared = (state.mean.square() + levels(state)[2]).reshape(-1, 1, 1)
+        lags = white(held) if state.lags is None else state.lags
+        near.append(shared + state.residual.reshape(-1, 1, 1) * lags)
+        far.append(shared)
+    covariance = near[0] * near[1] - far[0] * far[1]
+    found = (covariance / made.residual.reshape(-1, 1, 1).clamp(min=1e-300)).clamp(-1, 1)
+    found[:, found.shape[1] // 2, found.shape[2] // 2] = 1.0
+    return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes, Role
+from tightrope.rules.lags import averaged
 from tightrope.rules.sites import settled
 from tightrope.rules.state import DTYPE, State
 
@@ -58,9 +59,13 @@ def mixed(x: State, matrices: Mapping[int, Tensor], axes: Axes) -> State:
         even = _even(matrix)
         for name, field in fields.items():
             fields[name] = _along(field, dim, matrix, name, dim in independent[name], resolved and not even)
+    lags = None
+    if x.lags is not None and x.residual.shape[2:] == (1, 1) and fields["residual"].shape[2:] == (1, 1):
+        lags, factor = averaged(x.lags, matrices, (2, 3))
+        fields["residual"] = x.residual * factor.reshape(1, -1, 1, 1)
     if axes.count(Role.SITE) == 1:
         fields["site"] = fields["site"] * 0  # what sites differ by is counted from their average
-    return settled(State(axes, **fields, width=x.width))
+    return settled(State(axes, **fields, width=x.width, lags=lags))
 
 
 def _dims(x: State, matrices: Mapping[int, Tensor], *roles: Role) -> frozenset[int]:

@@ -82,7 +82,8 @@ def normalise(x: State, over: Pool) -> tuple[State, Tensor]:
     variance = _average(total, over.dims)
     scale = (variance + over.eps).clamp(min=1e-300)
     parts = {name: part / scale for name, part in parts.items()}
-    return State(x.axes, mean / scale.sqrt(), **parts, width=0.0 if over.eps < 1e-3 else x.width), variance
+    width = 0.0 if over.eps < 1e-3 else x.width
+    return State(x.axes, mean / scale.sqrt(), **parts, width=width, lags=x.lags), variance
 
 
 def back(gradient: State, out: State, variance: Tensor, over: Pool) -> State:
@@ -107,7 +108,7 @@ def back(gradient: State, out: State, variance: Tensor, over: Pool) -> State:
     random = _average(left.variance, over.dims)
     factor = torch.where(random > 0, held / random.clamp(min=1e-300), torch.zeros_like(held))
     parts = {name: part * factor * spread for name, part in parts.items()}
-    return State(gradient.axes, mean * spread.sqrt(), **parts, width=gradient.width)
+    return State(gradient.axes, mean * spread.sqrt(), **parts, width=gradient.width, lags=gradient.lags)
 
 
 def _overlap(g: State, y: State, over: Pool) -> Tensor:

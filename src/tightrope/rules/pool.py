@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tightrope.rules.elementwise import Adjoint
 from tightrope.rules.expectation import Latent, latent, levels
+from tightrope.rules.lags import REACH, SIDE, white
 from tightrope.rules.mixing import mixed, window_average
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import collapsed, settled
@@ -110,7 +112,40 @@ def max_pool(call: Call) -> State:
     sample = (sample - mean.square()).clamp(min=0)
     residual = (second - mean.square() - sample).clamp(min=0)
     call.saved.update(variable=variable, won=won, x=x)
-    return settled(State.of(call.axes[0], mean, sample=sample, residual=residual, width=x.width))
+    made = settled(State.of(call.axes[0], mean, sample=sample, residual=residual, width=x.width))
+    if len(_site_dims(call)) != 2 or made.residual[0, 0].numel() > 1 or call.entry.op.startswith("adaptive"):
+        return made
+    return replace(made, lags=_overlapping(call, variable.weights.expand_as(values), values, order))
+
+
+def _overlapping(call: Call, weights: Tensor, values: Tensor, order: Tensor) -> Tensor | None:
+    """Autocorrelation of maxima whose windows overlap: with U the maximum of what two windows share and V, W those
+    of the rest, E[max(U, V) max(U, W)] is the mean over U of E[max(U, V) | U]^2."""
+    kernel = _many(call.argument(1, "kernel_size"), 2)
+    stride = call.argument(2, "stride")
+    strides = _many(stride, 2) if stride not in (None, [], ()) else kernel
+    if all(s >= k for s, k in zip(strides, kernel, strict=True)):
+        return None
+    size = math.prod(kernel)
+    value = values.gather(-1, order)
+    top = _largest(weights, None, order, size).gather(-1, order)
+    mean = (top * value).sum(-1)
+    variance = (top * value.square()).sum(-1) - mean.square()
+    lags = white(values).expand(mean.numel(), SIDE, SIDE).clone()
+    for a, b in itertools.product(range(REACH + 1), repeat=2):
+        both = max(kernel[0] - strides[0] * a, 0) * max(kernel[1] - strides[1] * b, 0)
+        if not 0 < both < size:
+            continue
+        shared, rest = (_largest(weights, None, order, n).gather(-1, order) for n in (both, size - both))
+        below = rest.cumsum(-1) - rest / 2
+        part = rest * value
+        above = part.sum(-1, keepdim=True) - part.cumsum(-1) + part / 2
+        given = value * below + above
+        covariance = (shared * given.square()).sum(-1) - (shared * given).sum(-1).square()
+        found = (covariance / variance.clamp(min=1e-300)).clamp(0, 1).reshape(-1)
+        for i, j in itertools.product({-a, a}, {-b, b}):
+            lags[:, REACH + i, REACH + j] = found
+    return lags
 
 
 @max_pool.gradient
@@ -119,7 +154,7 @@ def _(call: Call, upstream: State | list[State]) -> Gradients:
     gradient = upstream if isinstance(upstream, State) else upstream[0]
     x, number = call.input, call.id(0, "input")
     assert number is not None and gradient is not None
-    dims = _dims(call) if not call.entry.op.endswith("indices") else _site_dims(call)
+    dims = _site_dims(call)
     rate = math.prod(call.axes[0].shape[d] for d in dims) / math.prod(x.axes.shape[d] for d in dims)
     flat = collapsed(replace(gradient, latent=None, nodes=None), dims)
     flat = replace(flat, axes=x.axes)

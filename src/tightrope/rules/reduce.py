@@ -12,6 +12,7 @@ from torch import Tensor
 from tightrope.law import COMPONENTS
 from tightrope.roles import Role
 from tightrope.rules.expectation import product
+from tightrope.rules.lags import mean_factor
 from tightrope.rules.norm import Pool, pool
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import settled
@@ -63,6 +64,9 @@ def _mean(x: State, over: Pool) -> State:
         return field.mean(dims, keepdim=True) if dims else field
 
     parts = {name: average(getattr(x, name)) / over.independent(name) for name in COMPONENTS}
+    if x.lags is not None and {2, 3} <= set(dims) and 1 not in dims and x.residual.shape[2:] == (1, 1):
+        factor = mean_factor(x.lags, [x.axes.shape[d] for d in (2, 3)])
+        parts["residual"] = parts["residual"] * factor.reshape(1, -1, 1, 1)
     if 1 < over.counts[Role.SITE] == x.axes.count(Role.SITE):
         parts["site"] = parts["site"] * 0  # what sites differ by is counted from their average
     made = State(x.axes, average(x.mean), **parts, width=x.width)

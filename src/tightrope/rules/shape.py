@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes
+from tightrope.rules.lags import white
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import settled
 from tightrope.rules.state import State, state_shape, zero
@@ -151,7 +152,11 @@ def joined(call: Call) -> State:
                           for f, n in zip(fields, sizes, strict=True)], dim)  # fmt: skip
 
     mean, *parts = (beside(name) for name in ("mean", "constant", "sample", "site", "residual"))
-    return State(call.axes[0], mean, *parts, width=max(s.width for s in states))
+    made = State.from_fields(call.axes[0], (mean, *parts), width=max(s.width for s in states))
+    if dim != 1 or all(s.lags is None for s in states) or any(s.residual[0, 0].numel() > 1 for s in states):
+        return made
+    held = [(white(mean) if s.lags is None else s.lags).expand(n, -1, -1) for s, n in zip(states, sizes, strict=True)]
+    return replace(made, lags=torch.cat(held))
 
 
 @joined.gradient
@@ -268,7 +273,7 @@ def written(call: Call) -> State:
         return base
 
     mean, *parts = (put(name) for name in ("mean", "constant", "sample", "site", "residual"))
-    return State(axes, mean, *parts, width=max(old.width, new.width))
+    return State.from_fields(axes, (mean, *parts), width=max(old.width, new.width))
 
 
 @written.gradient
@@ -331,7 +336,7 @@ def masked_fill(call: Call) -> State:
         value = float(content)
     x = replace(call.input, axes=call.axes[0], latent=None, nodes=None)
     filled = torch.where(keep, x.mean, torch.full_like(x.mean, float(value)))
-    return State(x.axes, filled, *(f * keep for f in x.fields[1:]), width=x.width)
+    return State.from_fields(x.axes, (filled, *(f * keep for f in x.fields[1:])), width=x.width)
 
 
 @masked_fill.gradient

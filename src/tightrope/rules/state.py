@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tightrope.law import COMPONENTS, Law
 from tightrope.roles import Axes, Role
+from tightrope.rules.lags import blended
 from tightrope.rules.amplitude import of_rows
 
 DTYPE = torch.float64
@@ -49,6 +50,8 @@ class State:
         amplitude: ln of a sample's amplitude at the nodes of `amplitude.ETA`, where a sample is one row; None: all alike.
         memory: correlation of that amplitude with the one before the operation that made this tensor.
         gain: of gradients and slopes, their energy at each amplitude over its mean.
+        lags: autocorrelation of `residual` over small lags of two site dimensions, (channel or 1, lag, lag), where
+            the law is the same at all sites. None: sites vary independently. See `lags`.
     """
 
     axes: Axes
@@ -64,6 +67,7 @@ class State:
     amplitude: Tensor | None = None
     memory: float = 0.0
     gain: Tensor | None = None
+    lags: Tensor | None = None
 
     @classmethod
     def of(
@@ -191,9 +195,11 @@ class State:
         if self.covariance is not None and other.covariance is not None:
             covariance = self.covariance + other.covariance
         amplitude, gain = _shared(self.amplitude, other.amplitude, share), _shared(self.gain, other.gain, share)
+        lags = blended([(state.residual, state.lags) for state in (self, other)])
         return replace(
-            self, **parts, width=width, latent=None, nodes=None, covariance=covariance, amplitude=amplitude, gain=gain
-        )
+            self, **parts, width=width, latent=None, nodes=None, covariance=covariance, amplitude=amplitude, gain=gain,
+            lags=lags,
+        )  # fmt: skip
 
     def moved(self) -> State:
         """The ensemble form: what the mean's map spreads over channels and sites becomes variance."""
