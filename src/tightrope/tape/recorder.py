@@ -185,7 +185,11 @@ class Recorder(TorchFunctionMode):
         if is_inplace(function, args, kwargs) or "out" in kwargs:  # the call overwrites one of its inputs
             with self._guarded():
                 arguments = self._named(args, kwargs)
-        result = self._run(function, name, args, kwargs)
+        try:
+            result = self._run(function, name, args, kwargs)
+        except Exception:
+            self.raised = f"in {name} of {self.modules.path or 'the model'} ({locate(sys._getframe(2))})"
+            raise
         with self._guarded():
             self._made(function, name, args, kwargs, arguments, result)
         return result
