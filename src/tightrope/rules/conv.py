@@ -101,7 +101,8 @@ def out_sites(call: Call) -> tuple[int, ...]:
 
 
 def _many(value: Any, rank: int) -> tuple[int, ...]:
-    return tuple(int(v) for v in value) * (rank if len(value) == 1 else 1) if isinstance(value, Sequence) else (int(value),) * rank
+    found = tuple(int(v) for v in value) if isinstance(value, Sequence) else (int(value),)
+    return found * (rank if len(found) == 1 else 1)
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ def _classes(window: Window) -> tuple[int, ...]:
 def _reduce(field: Tensor, weight: Tensor, window: Window) -> Tensor:
     """Sum over channels and taps of an input that is the same at all sites: one value a class."""
     if not bool((field != 0).any()):
-        return field.new_zeros((1, *weight.shape[:2], *[1] * len(window.sites))).expand(1, *weight.shape[:2], *_classes(window))
+        return field.new_zeros(()).expand(1, *weight.shape[:2], *_classes(window))
     flat = field.reshape(field.shape[:3])
     taps = torch.einsum("lgi,goit->lgot", flat, weight.flatten(3))
     return per_class(taps.reshape(*taps.shape[:3], *weight.shape[3:]), window.forward)
@@ -323,7 +324,7 @@ def _map(field: Tensor, weight: Tensor, window: Window) -> Tensor:
     if all(s == 1 for s in sites):
         return resolve(_reduce(field, weight, window), window.forward)
     image = field.reshape(field.shape[0], -1, *sites).float()
-    made = window.run(image, weight.float()).to(DTYPE)
+    made: Tensor = window.run(image, weight.float()).to(DTYPE)
     return made.reshape(made.shape[0], *weight.shape[:2], *made.shape[2:])
 
 
@@ -374,9 +375,9 @@ def _random(x: _Fields, window: Window, full: bool, fits: bool) -> list[Tensor]:
 
 def _box(field: Tensor, window: Window) -> Tensor:
     """Number of taps from each input to each result, one dimension at a time."""
-    for place, links in enumerate(window.links, start=3):
-        wide = field.expand(*field.shape[:place], links.shape[1], *field.shape[place + 1 :])
-        field = torch.movedim(torch.movedim(wide, place, -1) @ links.T, -1, place)
+    for place, link in enumerate(window.links, start=3):
+        wide = field.expand(*field.shape[:place], link.shape[1], *field.shape[place + 1 :])
+        field = torch.movedim(torch.movedim(wide, place, -1) @ link.T, -1, place)
     return field
 
 
@@ -412,7 +413,7 @@ def weight_gradient(call: Call, x: State, gradient: State, weight: State) -> Sta
 
 def _moment(fields: list[Tensor], parts: Sequence[int]) -> Tensor:
     """E of the product of two values that share these components."""
-    return sum((fields[i] for i in parts), fields[0].square())
+    return torch.as_tensor(sum((fields[i] for i in parts), fields[0].square()))
 
 
 def _per_channel(state: State, rank: int, groups: int) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def mixed(x: State, matrices: Mapping[int, Tensor], axes: Axes) -> State:
         "site": _dims(x, matrices, Role.CHANNEL, Role.SITE),
         "residual": _dims(x, matrices, Role.CHANNEL, Role.SITE),
     }
-    fields = dict(zip(("mean", "constant", "sample", "site", "residual"), x.fields, strict=True))
+    fields: dict[str, Any] = dict(zip(("mean", "constant", "sample", "site", "residual"), x.fields, strict=True))
     size = math.prod(axes.shape) // max(axes.count(Role.SAMPLE), 1)
     for dim, matrix in matrices.items():
         resolved = size <= MAP_LIMIT or any(f.shape[dim] > 1 for f in fields.values())

@@ -58,7 +58,7 @@ class Pool:
 
 def pool(axes: Axes, dims: Sequence[int], eps: float, *, centred: bool = True) -> Pool:
     """The pool made of whole dimensions of a tensor."""
-    counts = {role: 1 for role in Role}
+    counts = dict.fromkeys(Role, 1)
     for dim in dims:
         for axis in axes.dims[dim]:
             counts[axis.role] *= axis.size

@@ -120,7 +120,8 @@ def max_pool(call: Call) -> State:
 
 def _overlapping(call: Call, weights: Tensor, values: Tensor, order: Tensor) -> Tensor | None:
     """Autocorrelation of maxima whose windows overlap: with U the maximum of what two windows share and V, W those
-    of the rest, E[max(U, V) max(U, W)] is the mean over U of E[max(U, V) | U]^2."""
+    of the rest, E[max(U, V) max(U, W)] is the mean over U of E[max(U, V) | U]^2.
+    """
     kernel = _many(call.argument(1, "kernel_size"), 2)
     stride = call.argument(2, "stride")
     strides = _many(stride, 2) if stride not in (None, [], ()) else kernel
@@ -190,7 +191,8 @@ def _even(call: Call) -> State:
 def _share(base: State) -> Tensor:
     """Fraction of the variance that the elements of a window share."""
     together = levels(base)[2]
-    return torch.where(base.variance > 0, together / base.variance.clamp(min=1e-300), torch.zeros_like(together)).clamp(0, 0.9)
+    share = together / base.variance.clamp(min=1e-300)
+    return torch.where(base.variance > 0, share, torch.zeros_like(share)).clamp(0, 0.9)
 
 
 def _hermite(needed: bool) -> list[tuple[float, float]]:
@@ -234,7 +236,8 @@ def _rising(variable: Latent, values: Tensor, shared: Tensor, node: float) -> Te
     if bool((values.diff(dim=-1) < -1e-12).any()):
         return None
     rho = shared.unsqueeze(-1)
-    return torch.special.ndtr((variable.xi - rho.sqrt() * node) / (1 - rho).sqrt())
+    below: Tensor = torch.special.ndtr((variable.xi - rho.sqrt() * node) / (1 - rho).sqrt())
+    return below
 
 
 def _sizes(call: Call) -> dict[int, float]:

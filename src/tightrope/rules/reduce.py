@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def _mean(x: State, over: Pool) -> State:
     def average(field: Tensor) -> Tensor:
         return field.mean(dims, keepdim=True) if dims else field
 
-    parts = {name: average(getattr(x, name)) / over.independent(name) for name in COMPONENTS}
+    parts: dict[str, Any] = {name: average(getattr(x, name)) / over.independent(name) for name in COMPONENTS}
     if x.lags is not None and {2, 3} <= set(dims) and 1 not in dims and x.residual.shape[2:] == (1, 1):
         factor = mean_factor(x.lags, [x.axes.shape[d] for d in (2, 3)])
         parts["residual"] = parts["residual"] * factor.reshape(1, -1, 1, 1)
@@ -75,7 +76,8 @@ def _mean(x: State, over: Pool) -> State:
     # Channels that vary together do not average out: Var(mean) = sum of all covariances / K^2.
     together = x.covariance.sum() / len(x.covariance) ** 2
     own = sum(parts.values(), torch.zeros((), dtype=DTYPE)).clamp(min=1e-300)
-    return replace(made, **{name: part * (together / own) for name, part in parts.items()})
+    scaled: dict[str, Any] = {name: part * (together / own) for name, part in parts.items()}
+    return replace(made, **scaled)
 
 
 def _shaped(made: State, call: Call, position: int = 0) -> State:
@@ -159,7 +161,8 @@ def _(call: Call, upstream: State | list[State | None]) -> Gradients:
     first, second = upstream if isinstance(upstream, list) else [upstream, None]
     total: State | None = None
     if first is not None:
-        centred = replace(x, mean=x.mean - x.mean.mean(list(over.dims), keepdim=True), latent=None, nodes=None, covariance=None)
+        mean = x.mean - x.mean.mean(list(over.dims), keepdim=True)
+        centred = replace(x, mean=mean, latent=None, nodes=None, covariance=None)
         made = product(_spread_back(first, call), centred).scaled(2.0 / max(over.size - _correction(call), 1))
         if call.entry.op.startswith("std"):
             made = made.scaled(0.5 / call.saved["value"].mean.clamp(min=1e-300))

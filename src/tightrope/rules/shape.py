@@ -138,7 +138,11 @@ def joined(call: Call) -> State:
     states, dim = _joined_states(call), _join_dim(call)
     if call.entry.op == "stack":
         rank = len(call.axes[0].dims)
-        states = [s.map(lambda f: f.reshape((1,) * (rank - 1 - f.ndim) + tuple(f.shape)).unsqueeze(dim)) for s in states]
+
+        def lift(field: Tensor) -> Tensor:
+            return field.reshape((1,) * (rank - 1 - field.ndim) + tuple(field.shape)).unsqueeze(dim)
+
+        states = [s.map(lift) for s in states]
     target = state_shape(call.axes[0])
     sizes = _join_sizes(call, dim)
     if target[dim] == 1 and sum(sizes) > 1:  # along samples: a mixture
@@ -161,7 +165,8 @@ def joined(call: Call) -> State:
 
 @joined.gradient
 def _(call: Call, upstream: State) -> Gradients:
-    dim, found = _join_dim(call), {}
+    dim = _join_dim(call)
+    found: Gradients = {}
     start = 0
     shared = state_shape(call.axes[0])[dim] == 1
     for number, size in zip(_join_ids(call), _join_sizes(call, dim), strict=True):
@@ -268,7 +273,7 @@ def written(call: Call) -> State:
     index = _plain_index(call, axes)
 
     def put(name: str) -> Tensor:
-        base = getattr(old, name).expand(old.shape).clone()
+        base: Tensor = getattr(old, name).expand(old.shape).clone()
         base[index] = getattr(new, name).expand(getattr(new, name).shape)
         return base
 
@@ -281,7 +286,8 @@ def _(call: Call, upstream: State) -> Gradients:
     plain = replace(upstream, latent=None, nodes=None)
     value = call.id(2 if call.entry.op == "setitem" else 1)
     if call.entry.op != "setitem":
-        return {} if value is None or value not in call.states else {value: replace(plain, axes=call.states[value].axes)}
+        known = value is not None and value in call.states
+        return {value: replace(plain, axes=call.states[value].axes)} if known and value is not None else {}
     index, found = _plain_index(call, call.axes[0]), {}
     first = call.id(0)
 

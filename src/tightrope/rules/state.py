@@ -21,8 +21,8 @@ from torch import Tensor
 
 from tightrope.law import COMPONENTS, Law
 from tightrope.roles import Axes, Role
-from tightrope.rules.lags import blended
 from tightrope.rules.amplitude import of_rows
+from tightrope.rules.lags import blended
 
 DTYPE = torch.float64
 COVARIANCE_CHANNELS = 640
