@@ -56,9 +56,7 @@ def test_check_returns_0_for_health_and_1_for_findings(factory: str, code: int, 
 
 def test_check_writes_the_report_as_data_and_as_a_page(tmp_path: Path, tightrope) -> None:  # type: ignore[no-untyped-def]
     data, page = tmp_path / "r.json", tmp_path / "r.html"
-    code, out, _ = tightrope(
-        "check", f"{FACTORIES}:sick", "--json", str(data), "--html", str(page), "--format", "json"
-    )
+    code, out, _ = tightrope("check", f"{FACTORIES}:sick", "--json", str(data), "--html", str(page), "--format", "json")
     assert code == 1
     written = json.loads(data.read_text())
     assert json.loads(out) == written and written["schema"] == SCHEMA

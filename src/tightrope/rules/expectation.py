@@ -96,7 +96,11 @@ class Latent:
         """Autocorrelation over sites of the function's residual, by the same series."""
         base = self.base
         variance = base.variance.reshape(-1)
-        if base.lags is None or variance.numel() not in (1, len(base.lags)) or made.residual.numel() != variance.numel():
+        if (
+            base.lags is None
+            or variance.numel() not in (1, len(base.lags))
+            or made.residual.numel() != variance.numel()
+        ):
             return None
         shared = levels(base)[2].reshape(-1).expand(variance.shape)
         residual = base.residual.reshape(-1).expand(variance.shape)
@@ -113,7 +117,8 @@ class Latent:
 
     def _covariance(self, values: Tensor, total: Tensor) -> Tensor | None:
         """Covariance of the function's values in different channels: that of their means over the samples'
-        amplitudes, and at one amplitude the Hermite series of their correlation."""
+        amplitudes, and at one amplitude the Hermite series of their correlation.
+        """
         base = self.base
         if base.covariance is None or total.numel() != base.covariance.shape[0]:
             return None
@@ -225,7 +230,8 @@ def _nodes(mean: Tensor, std: Tensor, kinks: Sequence[float]) -> tuple[Tensor, T
 
 def levels(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Covariance of two elements of one channel: of different samples and sites, of different samples at
-    the same site, of the same sample at different sites, of the same element."""
+    the same site, of the same sample at different sites, of the same element.
+    """
     a = state.constant
     return a, a + state.site, a + state.sample, state.variance
 

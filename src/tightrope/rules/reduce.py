@@ -276,5 +276,3 @@ def _largest(mean: Tensor, variance: Tensor, dims: Sequence[int], repeats: int) 
     middle = (grid[..., 1:] + grid[..., :-1]) / 2
     expected = (chance * middle).sum(-1)
     return expected, (chance * (middle - expected.unsqueeze(-1)).square()).sum(-1)
-
-

@@ -36,6 +36,7 @@ COLLECT_BYTES = 1 << 28
 MOST_ENTRIES = 200_000
 """A step of more calls than that is not recorded: about a gigabyte of notes."""
 
+
 class Observer(Protocol):
     """What a recorder tells about the tensors that pass; it must not keep them alive."""
 
