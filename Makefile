@@ -32,6 +32,7 @@ bench: $(READY)  ## accuracy, recording and overhead tables
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/initialize.py
+	$(BIN)/python benchmarks/silence.py
 
 docs: $(READY)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
