@@ -47,7 +47,8 @@ class State:
         nodes: this tensor's values at the quadrature nodes of the latent variable (last dimension: node).
         covariance: (channel, channel), over samples, where a sample is one row of few channels; its diagonal is
             `variance`. None: channels vary independently.
-        amplitude: ln of a sample's amplitude at the nodes of `amplitude.ETA`, where a sample is one row; None: all alike.
+        amplitude: ln of a sample's amplitude at the nodes of `amplitude.ETA`, where a sample is one row; None: all
+            alike.
         memory: correlation of that amplitude with the one before the operation that made this tensor.
         gain: of gradients and slopes, their energy at each amplitude over its mean.
         lags: autocorrelation of `residual` over small lags of two site dimensions, (channel or 1, lag, lag), where
