@@ -64,8 +64,15 @@ def run(
         say: is given a line for the user now and then.
 
     Raises:
-        InputError: there is no such script, or it ended well and no step of it could be recorded.
+        InputError: there is no such script, or it ended well and no step of it could be recorded; a repair was asked
+            for in one of several processes.
     """
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if fix and ranks > 1:
+        found = f"it runs in {ranks} processes, whose weights would no longer be equal"
+        raise InputError(f"repair {target} while it trains", found, "Use --fix in one process, or change the source")
+    if rank:  # the first process speaks for all
+        return Run((run_module if module else run_script)(target, arguments), None)
     begin = time.perf_counter()
     watcher = Watcher(frozenset(record), fix, say)
     with remember_construction(), watcher:

@@ -226,16 +226,26 @@ class Watcher:
         begin = time.perf_counter()
         assert self._recorder is not None
         modules = self._recorder.modules
+        measured = self._meter.measurement(tape)
         study = Study.of(
-            forecast(tape), self._meter.measurement(tape),
+            forecast(tape), replace(measured, loss=self._own_loss(tape, measured.loss)),
             models=Models({modules.paths[root]: root for root in modules.roots}),
             optimizers=Optimizers(tuple(self.clock.optimizers)), step=self.steps + 1,
         )  # fmt: skip
         # A step that was spent on remedies trained nothing: the one after it is the first again.
         findings = diagnose([replace(study, step=study.step - len(self._repairs))])
         found = Pass(study, tuple(replace(finding, step=study.step) for finding in findings))
+        study.forecast.states.clear()  # large, and of no use once the step is judged
         self.seconds += time.perf_counter() - begin
         return found
+
+    def _own_loss(self, tape: Tape, loss: float | None) -> float | None:
+        """The script's loss, without the factor of a gradient scaler."""
+        last = next((entry for entry in tape.entries if tape.loss in entry.outputs), None)
+        if last is None or last.op != "mul" or len(last.inputs) != 2:
+            return loss
+        made = [n for n in last.inputs if tape.values[n].producer is not None and n in self._meter.losses]
+        return self._meter.losses[made[0]] if len(made) == 1 else loss
 
     def _hold_back(self) -> bool:
         """Passes that turned out to belong to the next step; whether that one is to be recorded."""
@@ -283,20 +293,23 @@ class Watcher:
     # -- repair ----------------------------------------------------------------------------------
 
     def _repaired(self) -> bool:
-        """Apply the safe remedies of the first recorded step, and then of each step after a repair; whether any was."""
+        """Apply the safe remedies of the first recorded step, and then of each step after a repair.
+
+        Returns:
+            Whether this step's updates are to be left out: gradients of weights that are no longer there.
+        """
         number = self.steps + 1
         fresh, self._considered = self.passes[self._considered :], len(self.passes)
-        if not self.fix or not fresh or (self._repairs and number - self._repairs[-1] > 1):
+        again = self.repaired_at == number
+        first = self.repaired_at + 1 if self._repairs else self.passes[0].study.step if self.passes else number
+        if self.fix and fresh and number - first <= (0 if self._repairs else 1):
+            if not again:
+                self.repair.begin_round()
+            if sum(self.repair.apply(found.findings) for found in fresh) and not again:
+                self._repairs.append(number)
+        if self.repaired_at != number:
             return False
-        if not self._repairs and number - self.passes[0].study.step > 1:
-            return False
-        if not self._repairs or self._repairs[-1] != number:
-            self.repair.begin_round()
-        if not sum(self.repair.apply(found.findings) for found in fresh):
-            return False
-        if not self._repairs or self._repairs[-1] != number:
-            self._repairs.append(number)
-        for root in fresh[0].study.models.roots.values():
+        for root in self.passes[-1].study.models.roots.values():
             for parameter in root.parameters():
                 if parameter.grad is not None:
                     parameter.grad.detach().zero_()
