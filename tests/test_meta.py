@@ -115,7 +115,8 @@ def test_a_weight_without_a_law_is_named() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     forecast = tr.predict(model, torch.randn(3, 4))
-    assert any("0.weight is on the meta device and its initialiser was not recorded" in why for _, why in forecast.unknown)
+    said = "0.weight is on the meta device and its initialiser was not recorded"
+    assert any(said in why for _, why in forecast.unknown)
 
 
 def errors(config: object, data: object, seeds: int) -> tuple[list[float], tr.Forecast]:

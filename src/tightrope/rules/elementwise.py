@@ -7,6 +7,7 @@ Operations on several independent variables are sums and products of laws.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,7 +94,8 @@ def elementwise(call: Call) -> State:
         return _linear(call, random)
     variable = _variable(call, random)
     values = {n: _nodes(call.states[n], variable, n) for n in numbers}
-    output = _evaluate(call, values)
+    # Outside its domain a function has no value; the Gaussian's tail there stands for nothing.
+    output = torch.nan_to_num(_evaluate(call, values), nan=0.0, posinf=math.inf, neginf=-math.inf)
     state = replace(variable.state(output), axes=call.axes[0])
     call.saved["variable"], call.saved["random"] = variable, random
     return replace(state, latent=variable, nodes=output) if _goes_on(call) else state
@@ -226,7 +228,11 @@ def _slopes(call: Call, variable: Latent, numbers: list[int]) -> dict[int, Tenso
         if not output.requires_grad:
             return {n: torch.zeros_like(v) for n, v in values.items()}
         grads = torch.autograd.grad(output.sum(), [values[n] for n in numbers], allow_unused=True)
-    return {n: torch.zeros(shape, dtype=output.dtype) if g is None else g for n, g in zip(numbers, grads, strict=True)}
+    none = torch.zeros(shape, dtype=output.dtype)
+    return {
+        n: none if g is None else torch.nan_to_num(g, nan=0.0, posinf=math.inf, neginf=-math.inf)
+        for n, g in zip(numbers, grads, strict=True)
+    }
 
 
 def _evaluate(call: Call, values: dict[int, Tensor]) -> Tensor:
