@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from tightrope.tape.recorder import RANDOM, is_inplace, op_name
+from tightrope.tape.names import RANDOM, is_inplace, op_name
 
 NEAR = 8
 """How many frames up an initialiser is looked for."""
@@ -357,7 +357,10 @@ _FILLS: dict[str, Callable[..., Draw | None]] = {
 _HARMLESS = frozenset({"requires_grad", "detach", "t", "transpose", "squeeze", "unsqueeze", "as_strided", "rename"})
 _EMPTY = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 _FACTORIES = frozenset(
-    {"arange", "linspace", "logspace", "zeros", "ones", "full", "eye", "tensor", "tril_indices", "triu_indices", "as_tensor"}
+    {
+        "arange", "linspace", "logspace", "zeros", "ones", "full", "eye", "tensor", "tril_indices", "triu_indices",
+        "as_tensor",
+    }  # fmt: skip
 )
 _COPIES = frozenset({"clone", "to", "float", "half", "bfloat16", "double", "contiguous", "type", "expand", "repeat"})
 
