@@ -360,7 +360,7 @@ _FACTORIES = frozenset(
     {
         "arange", "linspace", "logspace", "zeros", "ones", "full", "eye", "tensor", "tril_indices", "triu_indices",
         "as_tensor",
-    }  # fmt: skip
+    }
 )
 _COPIES = frozenset({"clone", "to", "float", "half", "bfloat16", "double", "contiguous", "type", "expand", "repeat"})
 
