@@ -137,7 +137,7 @@ MODELS: dict[str, Callable[[], Subject]] = {
     "convnext_tiny": vision("convnext_tiny", 64, 4), "vit_tiny": vision("vit_tiny_patch16_224", 64),
     "mixer": vision("mixer_s32_224", 224, 2), "densenet121": vision("densenet121", 64, 4),
     "efficientnet_b0": vision("efficientnet_b0", 64), "swin_tiny": vision("swin_tiny_patch4_window7_224", 224, 1),
-    "resnet50": vision("resnet50", 64, 4),
+    "resnet50": vision("resnet50", 64, 4), "nf_regnet_b0": vision("nf_regnet_b0", 64, 4),
     "gpt2": language("gpt2"), "bert": language("bert"), "llama": language("llama"), "t5": language("t5"),
     "mlp-relu": mlp(3, 256, nn.ReLU), "mlp-tanh": mlp(3, 256, nn.Tanh), "mlp-gelu": mlp(3, 256, nn.GELU),
     "mlp-sigmoid": mlp(2, 256, nn.Sigmoid), "lstm": recurrent(nn.LSTM), "gru": recurrent(nn.GRU),

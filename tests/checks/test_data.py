@@ -156,3 +156,10 @@ def test_scale_in_closed_form() -> None:
     assert size.offset == pytest.approx(0, abs=1e-12)
     assert size.counting == pytest.approx((1 + 1e4) ** 2 / (1 + 1e8) / 2)
     assert size.spread == pytest.approx(95.05 / 5.95, rel=1e-6)
+
+
+def test_a_weight_that_is_made_of_parameters_is_a_weight(judge: Judge) -> None:
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 16)), nn.ReLU(), nn.Linear(16, 10))
+    target = torch.arange(16) % 10
+    assert judge(CHECK, model, (torch.randn(16, 6), target)) == []
+    assert len(judge(CHECK, model, (300 * torch.randn(16, 6), target))) == 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tightrope.checks.trace import CHANCE, JOINS, NORMS, VIEWS, producers, reads, weight_of
+from tightrope.checks.trace import CHANCE, JOINS, NORMS, VIEWS, is_weighted, producers, reads, weight_of
 from tightrope.law import Law
 from tightrope.rules.elementwise import CHAINING, LINEAR
 from tightrope.study import Study
@@ -168,7 +168,7 @@ def _leads_on(tape: Tape, made: dict[int, Entry], entry: Entry) -> bool:
             if reader.index in seen:
                 continue
             seen.add(reader.index)
-            if weight_of(tape, made, reader) is not None:
+            if is_weighted(tape, reader):
                 return True
             waiting.extend(reader.outputs)
     return False
@@ -193,7 +193,7 @@ def cuts(study: Study) -> list[Cut]:
     A tensor is a cut when the number of ways through it equals the number of all ways (counted modulo a prime).
     """
     tape, made = study.tape, producers(study.tape)
-    uses = [e for e in tape.entries if weight_of(tape, made, e) is not None or e.op == "embedding"]
+    uses = [e for e in tape.entries if is_weighted(tape, e) or e.op == "embedding"]
     if not uses:
         return []
     last = [e for e in uses if not _leads_on(tape, made, e)]
@@ -227,15 +227,20 @@ def cuts(study: Study) -> list[Cut]:
 
 def _data(tape: Tape, entry: Entry) -> list[int]:
     """Operands that are no parameters."""
-    return [n for n in dict.fromkeys(entry.inputs) if tape.values[n].kind not in (Kind.PARAMETER, Kind.BUFFER)]
+    return [n for n in dict.fromkeys(entry.inputs) if not _fixed(tape, n)]
 
 
 def _reaching(tape: Tape, ends: set[int]) -> set[int]:
     wanted = set(ends)
     for entry in reversed(tape.entries):
         if wanted.intersection(entry.outputs):
-            wanted.update(n for n in entry.inputs if tape.values[n].kind not in (Kind.PARAMETER, Kind.BUFFER))
+            wanted.update(n for n in entry.inputs if not _fixed(tape, n))
     return wanted
+
+
+def _fixed(tape: Tape, number: int) -> bool:
+    """Whether a value is the same for all samples: parameters, what is made of them alone, buffers."""
+    return number in tape.parametric or tape.values[number].kind is Kind.BUFFER
 
 
 __all__ = ["Cut", "Layer", "cuts", "evaluate", "layers"]

@@ -65,10 +65,16 @@ def weight_of(tape: Tape, made: dict[int, Entry], entry: Entry) -> int | None:
     return None
 
 
-def is_hidden(tape: Tape, made: dict[int, Entry], number: int) -> bool:
+def is_weighted(tape: Tape, entry: Entry) -> bool:
+    """Whether a call contracts its data with a weight: a parameter, or what is made of parameters alone."""
+    matrices = (i for i in entry.inputs if i in tape.parametric and len(tape.values[i].shape) >= 2)
+    return entry.op in CONTRACTIONS and any(True for _ in matrices)
+
+
+def is_hidden(tape: Tape, number: int) -> bool:
     """Whether some weight reads a value (past views, dropout and joins): it is no output and no gate."""
     through = VIEWS | CHANCE | JOINS | NORMS | {"add", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
-    return any(weight_of(tape, made, entry) is not None for entry in reads(tape, number, through))
+    return any(is_weighted(tape, entry) for entry in reads(tape, number, through))
 
 
 __all__ = [
@@ -78,6 +84,7 @@ __all__ = [
     "NORMS",
     "VIEWS",
     "is_hidden",
+    "is_weighted",
     "origin",
     "producers",
     "reads",

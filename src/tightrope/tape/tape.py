@@ -135,6 +135,16 @@ class Tape:
         return (value for value in self.values.values() if value.kind is kind)
 
     @cached_property
+    def parametric(self) -> frozenset[int]:
+        """Ids of the parameters and of what is made of them alone (normalised weights); for a complete tape."""
+        found = {value.id for value in self.value_of(Kind.PARAMETER)}
+        fixed = {value.id for value in self.values.values() if value.kind in (Kind.BUFFER, Kind.KNOWN)}
+        for entry in self.entries:
+            if found.intersection(entry.inputs) and all(i in found or i in fixed for i in entry.inputs):
+                found.update(entry.outputs)
+        return frozenset(found)
+
+    @cached_property
     def readers(self) -> dict[int, list[Entry]]:
         """Which entries read each value; for a tape that is complete."""
         found: dict[int, list[Entry]] = {}

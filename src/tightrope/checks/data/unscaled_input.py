@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tightrope.checks.trace import CHANCE, JOINS, NORMS, VIEWS, producers, reads, weight_of
+from tightrope.checks.trace import CHANCE, JOINS, NORMS, VIEWS, is_weighted, producers, reads
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.probes import Features
 from tightrope.study import Study
@@ -97,7 +97,7 @@ def readings(study: Study) -> Iterator[tuple[Entry, int]]:
     made = producers(tape)
     done: set[int] = set()
     for entry in tape.entries:
-        if weight_of(tape, made, entry) is None:
+        if not is_weighted(tape, entry):
             continue
         for number in entry.inputs:
             for source in data_sources(study, made, number):

@@ -51,7 +51,7 @@ def judge(study: Study) -> Iterator[Finding]:
     entries = [e for e in tape.entries if e.op in RECTIFIERS and e.outputs[0] in units and (tape.samples or 0) > 1]
     for entry in entries:
         found = units[entry.outputs[0]]
-        if found.nonfinite or found.silent <= WARNING or not is_hidden(tape, made, entry.outputs[0]):
+        if found.nonfinite or found.silent <= WARNING or not is_hidden(tape, entry.outputs[0]):
             continue
         share = found.silent - chance(study.forecast.states.get(entry.inputs[0]), tape.samples or 1)
         whole = found.silent == 1.0

@@ -50,7 +50,7 @@ def judge(study: Study) -> Iterator[Finding]:
             continue
         share = units.saturated
         error = math.sqrt(share * (1 - share) / max(units.channels, tape.samples or 1))
-        if share - ERRORS * error > WARNING and is_hidden(tape, made, entry.outputs[0]):
+        if share - ERRORS * error > WARNING and is_hidden(tape, entry.outputs[0]):
             severity = Severity.FAULT if share - ERRORS * error > FAULT else Severity.WARNING
             if not all(is_drawn(weight) for weight in weights_before(tape, made, entry.inputs[0])):
                 severity = Severity.ADVICE
