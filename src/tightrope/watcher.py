@@ -16,7 +16,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.optim.optimizer import Optimizer
 
 from tightrope.diagnose import diagnose
 from tightrope.finding import Finding
@@ -117,10 +116,11 @@ class Watcher:
     def watching(self) -> bool:
         return self._recorder is None or stack.holds(self._recorder) or self._recorder.muted
 
-    def on_update(self, optimizer: Optimizer | None) -> bool:
+    def on_update(self, last: bool) -> bool:
         self._tidy()
         self._suspended = self._recorder is not None and self._recorder.suspend()
-        return self._repaired()
+        # Before the last update of a step no graph is waiting for the weights as they were.
+        return last and self._repaired()
 
     @contextmanager
     def _resumed(self) -> Iterator[None]:
@@ -296,20 +296,20 @@ class Watcher:
         """Apply the safe remedies of the first recorded step, and then of each step after a repair.
 
         Returns:
-            Whether this step's updates are to be left out: gradients of weights that are no longer there.
+            Whether this step's update is to be left out: the gradients are of weights that are no longer there.
         """
         number = self.steps + 1
         fresh, self._considered = self.passes[self._considered :], len(self.passes)
-        again = self.repaired_at == number
-        first = self.repaired_at + 1 if self._repairs else self.passes[0].study.step if self.passes else number
-        if self.fix and fresh and number - first <= (0 if self._repairs else 1):
-            if not again:
-                self.repair.begin_round()
-            if sum(self.repair.apply(found.findings) for found in fresh) and not again:
-                self._repairs.append(number)
-        if self.repaired_at != number:
+        if not self.fix or not fresh:
             return False
-        for root in self.passes[-1].study.models.roots.values():
+        since = number - (self.repaired_at if self._repairs else self.passes[0].study.step)
+        if since > 1:
+            return False
+        self.repair.begin_round()
+        if not sum(self.repair.apply(found.findings) for found in fresh):
+            return False
+        self._repairs.append(number)
+        for root in fresh[-1].study.models.roots.values():
             for parameter in root.parameters():
                 if parameter.grad is not None:
                     parameter.grad.detach().zero_()

@@ -334,7 +334,8 @@ class Listener:
     def watching(self) -> bool:
         return True
 
-    def on_update(self, optimizer: object) -> bool:
+    def on_update(self, last: bool) -> bool:
+        self.told.append("last" if last else "more")
         return False
 
     def during_update(self):  # type: ignore[no-untyped-def]
@@ -360,7 +361,7 @@ def test_the_end_of_a_step_is_seen_late_only_when_an_optimizer_rests() -> None:
             if not resting:
                 second.step()
     # Once the cycle is known to be the first one's alone, its steps end when they end.
-    assert listener.told == [2.0, False, 2.0, 2.0, True, False]
+    assert listener.told == [2.0, "more", "last", False, 2.0, "more", 2.0, True, "last", False]
 
 
 def test_a_backward_pass_that_is_part_of_a_loss_is_no_step() -> None:
@@ -369,4 +370,4 @@ def test_a_backward_pass_that_is_part_of_a_loss_is_no_step() -> None:
     with Steps(listener):
         (slope,) = torch.autograd.grad((x**3).sum(), x, create_graph=True)
         torch.autograd.backward(slope.square().sum())
-    assert listener.told == [2.0, 18.0, False]
+    assert listener.told == [2.0, 18.0, "last", False]

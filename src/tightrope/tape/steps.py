@@ -30,8 +30,8 @@ class Listener(Protocol):
     def watching(self) -> bool:
         """Whether calls are the script's own now; False while an observer works."""
 
-    def on_update(self, optimizer: Optimizer | None) -> bool:
-        """Parameters are about to be updated; True asks for gradients of zero. No optimizer: updated by hand."""
+    def on_update(self, last: bool) -> bool:
+        """Parameters are about to be updated, by the `last` optimizer of the step; True asks for gradients of zero."""
 
     def during_update(self) -> AbstractContextManager[None]:
         """Entered around the closure of an optimizer."""
@@ -108,7 +108,7 @@ class Steps:
         """A backward pass has ended; without an optimizer that is the end of a step."""
         if self.optimizers or self._inside is not None:
             return result
-        if self.listener.on_update(None):
+        if self.listener.on_update(True):
             result = tree_map(lambda t: t.zero_() if isinstance(t, torch.Tensor) else t, result)
         self.listener.on_step(False)
         return result
@@ -149,7 +149,7 @@ class Steps:
         if id(optimizer) in self._stepped:
             self._end(late=True)
         self._inside = optimizer
-        if self.listener.on_update(optimizer):
+        if self.listener.on_update(self._completes(optimizer)):
             zero_gradients(optimizer)
 
         if len(args) > 1 and callable(args[1]):
@@ -186,17 +186,22 @@ class Steps:
             if optimizer not in seen:
                 if id(optimizer) in self._stepped:
                     self._end(late=True)
-                self.listener.on_update(optimizer)
+                self.listener.on_update(False)
                 self.listener.on_updated()
                 self._count(optimizer)
             return result
 
         return step
 
-    def _count(self, optimizer: Optimizer) -> None:
-        self._stepped.add(id(optimizer))
+    def _completes(self, optimizer: Optimizer) -> bool:
+        """Whether the step ends with this optimizer's update."""
         expected = self._cycle if self._cycle is not None else frozenset(map(id, self.optimizers))
-        if self._stepped >= expected:
+        return self._stepped | {id(optimizer)} >= expected
+
+    def _count(self, optimizer: Optimizer) -> None:
+        ends = self._completes(optimizer)
+        self._stepped.add(id(optimizer))
+        if ends:
             self._end(late=False)
 
     def _end(self, late: bool) -> None:
