@@ -148,7 +148,7 @@ def _normalised(tape: Tape, entry: Entry) -> bool:
 
 def _branches(tape: Tape, made: dict[int, Entry], entry: Entry, after: list[Entry]) -> bool:
     for reader in after:
-        results = [n for n in reader.inputs if tape.values[n].kind is Kind.RESULT]
+        results = [n for n in reader.inputs if tape.values[n].kind in (Kind.RESULT, Kind.INPUT)]
         if reader.op in ("add", "sub", "mul", "matmul", "bmm", "baddbmm", "scaled_dot_product_attention", "einsum"):
             if len(results) > 1 or reader.op == "einsum":
                 return True
@@ -190,6 +190,7 @@ class Cut:
 def cuts(study: Study) -> list[Cut]:
     """The tensors that the whole signal passes, from the first weight's output to the last weight's input.
 
+    What only a normaliser reads is left out: its scale has no effect, and its gradient is in units of that scale.
     A tensor is a cut when the number of ways through it equals the number of all ways (counted modulo a prime).
     """
     tape, made = study.tape, producers(study.tape)
@@ -219,10 +220,12 @@ def cuts(study: Study) -> list[Cut]:
     total = sum(forward[n] for n in ends if n in forward) % _PRIME
     found = []
     for entry in tape.entries:
+        if total == 0 or _normalised(tape, entry):
+            continue
         for n in entry.outputs:
             if n in forward and tape.values[n].is_float and forward[n] * backward.get(n, 0) % _PRIME == total:
                 found.append(Cut(entry, n))
-    return found if total else []
+    return found
 
 
 def _data(tape: Tape, entry: Entry) -> list[int]:

@@ -11,6 +11,7 @@ from tightrope.checks.signal import exploding_signal, vanishing_signal
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
 
+MATERIAL = 0.1  # of the worst layer's deviation, on a log scale: below that a layer is no reason beside it
 NOTABLE = math.log(
     1.25
 )  # a layer counts when it is off by a quarter; torch's own gains differ by less among themselves
@@ -36,6 +37,8 @@ def offenders(study: Study, sign: int) -> Offenders:
         for layer in layers(study.tape, study.measurement.laws)
         if not layer.head and not layer.normalised and math.isfinite(layer.excess) and sign * layer.excess > NOTABLE
     ]
+    worst = max((abs(layer.excess) for layer in found), default=0.0)
+    found = [layer for layer in found if abs(layer.excess) > MATERIAL * worst]
     return Offenders(found, sum(layer.excess for layer in found))
 
 
