@@ -61,7 +61,11 @@ def softmax_law(logits: State, chosen: Callable[[int, slice], Tensor | None]) ->
     fields = [f.expand(*lead, f.shape[-1]).reshape(positions, f.shape[-1])[sampled] for f in logits.fields]
     count = len(fields[0])
     draws = 2 * max(LEAST_DRAWS // 2, min(MOST_DRAWS // 2, BUDGET // (2 * count * classes)))
-    moments = _Moments(present=[bool((f != 0).any()) for f in fields[1:]])
+    present = [bool((f != 0).any()) for f in fields[1:]]
+    if logits.covariance is not None:  # the draws are whole: what varies most speaks for all
+        sizes = [float(f.mean()) for f in fields[1:]]
+        present = [there and i == sizes.index(max(sizes)) for i, there in enumerate(present)]
+    moments = _Moments(present)
     target = chosen(draws, sampled)
     for weight, batch in _batches(logits, fields, classes, draws, moments.partners):
         moments.add(weight, batch, fields[0], target)

@@ -1,0 +1,129 @@
+"""The way of signal and gradient, measured against torch's own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tightrope.check import study
+from tightrope.checks.gradient.path import way
+from tightrope.checks.layers import cuts
+from tightrope.finding import Finding
+
+Judge = Callable[..., list[Finding]]
+
+
+def stack(depth: int, activation: type[nn.Module], gain: float, width: int = 64, bias: float = 0.0) -> nn.Sequential:
+    made: list[nn.Module] = []
+    for _ in range(depth):
+        linear = nn.Linear(width, width)
+        nn.init.normal_(linear.weight, std=(gain / width) ** 0.5)
+        nn.init.normal_(linear.bias, std=bias)
+        made += [linear, activation()]
+    return nn.Sequential(*made, nn.Linear(width, 4))
+
+
+def batch(width: int = 64) -> tuple[Tensor, Tensor]:
+    return torch.randn(64, width), torch.arange(64) % 4
+
+
+class Skip(nn.Module):
+    def __init__(self, depth: int, factor: float) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(64, 64) for _ in range(depth))
+        self.enter, self.head = nn.Linear(64, 64), nn.Linear(64, 4)
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=factor / 8)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for branch in self.branches:
+            x = x + torch.tanh(branch(x))
+        return self.head(x)
+
+
+# -- what all ways pass --------------------------------------------------------------------------
+
+
+def test_every_tensor_of_a_chain_is_a_cut() -> None:
+    made = study(stack(3, nn.ReLU, 2.0), batch(), loss=F.cross_entropy)
+    assert [cut.entry.op for cut in cuts(made)] == ["linear", "relu"] * 3
+
+
+def test_tensors_inside_a_branch_are_no_cuts() -> None:
+    made = study(Skip(3, 1.0), batch(), loss=F.cross_entropy)
+    assert [cut.entry.op for cut in cuts(made)] == ["linear", "add", "add", "add"]
+
+
+# -- signal --------------------------------------------------------------------------------------
+
+
+def test_the_share_between_samples_is_that_of_the_batch(judge: Judge) -> None:
+    model = stack(10, nn.Sigmoid, 1.0)
+    data = batch()
+    (found,) = judge("vanishing-signal", model, data)
+    y = data[0]
+    for layer in model:
+        y = layer(y)
+        share = float((y.var(0).mean() / y.square().mean()).sqrt().detach())
+        if share < 3e-3:
+            break
+    assert found.evidence[0].measured == pytest.approx(share, rel=0.05)
+    assert "predicted" in found.evidence[-1].quantity
+    assert found.evidence[-1].measured == pytest.approx(found.evidence[1].measured, rel=0.3)
+
+
+def test_means_that_stay_do_not_hide_a_lost_signal(judge: Judge) -> None:
+    """Large biases keep every rms up; what tells samples apart is gone all the same."""
+    assert judge("vanishing-signal", stack(12, nn.ReLU, 0.1, bias=1.0), batch())
+    assert judge("vanishing-signal", stack(12, nn.ReLU, 2.0), batch()) == []
+
+
+def test_a_skip_carries_the_signal_past_dead_branches(judge: Judge) -> None:
+    assert judge("vanishing-signal", Skip(20, 1e-6), batch()) == []
+    assert judge("vanishing-gradient", Skip(20, 1e-6), batch()) == []
+
+
+def test_growth_is_counted_from_the_data(judge: Judge) -> None:
+    x, y = batch()
+    model = stack(2, nn.ReLU, 2.0)
+    assert judge("exploding-signal", model, (1e5 * x, y)) == []
+    (found,) = judge("exploding-signal", stack(6, nn.ReLU, 50.0), (x, y))
+    assert found.evidence[0].measured > 1e3
+    assert found.modules[-1] == "11"
+
+
+# -- gradient ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gain", "name"), [(0.2, "vanishing-gradient"), (2.0, None), (16.0, "exploding-gradient")])
+def test_the_ratio_is_that_of_autograd(judge: Judge, gain: float, name: str | None) -> None:
+    model, (x, y) = stack(10, nn.LeakyReLU, gain), batch()
+    made = way(study(model, (x, y), loss=F.cross_entropy))
+    assert made is not None
+    first = model[0](x).detach().requires_grad_()
+    last = model[1:-1](first)
+    last.retain_grad()
+    F.cross_entropy(model[-1](last), y).backward()
+    assert first.grad is not None
+    assert last.grad is not None
+    assert made.ratio == pytest.approx(float(first.grad.norm() / last.grad.norm()), rel=0.02)
+    assert made.predicted is not None
+    assert 0.4 < made.predicted / made.ratio < 2.5
+    for check in ("vanishing-gradient", "exploding-gradient"):
+        assert bool(judge(check, model, (x, y))) == (check == name)
+
+
+def test_a_zero_head_is_not_judged(judge: Judge) -> None:
+    model = stack(6, nn.ReLU, 2.0)
+    nn.init.zeros_(model[-1].weight)  # type: ignore[arg-type]
+    assert judge("vanishing-gradient", model, batch()) == []
+    assert judge("exploding-gradient", model, batch()) == []
+
+
+def test_a_model_of_one_layer_has_no_way(judge: Judge) -> None:
+    assert way(study(nn.Linear(64, 4), batch(), loss=F.cross_entropy)) is None
