@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
 from tightrope.check import study
@@ -22,7 +21,7 @@ from tightrope.outlook import Outlook, forecast_report, outlook
 from tightrope.repair import Applied, repair
 from tightrope.report.model import Report, make_report
 from tightrope.step import predict
-from tightrope.subject import Subject, first_batch
+from tightrope.subject import Subject, first_batch, split
 from tightrope.tape.modules import remember_construction
 from tightrope.tape.script import show
 
@@ -61,24 +60,21 @@ def fix_factory(name: str) -> tuple[Report, Report, list[Applied]]:
 
 
 def predict_factory(name: str) -> tuple[Report, Outlook]:
-    """Predict the laws of what a factory returns; without a batch, an input of the first layer's width is made up."""
+    """Predict the laws of what a factory returns, and say where they lead over depth.
+
+    Raises:
+        InputError: the factory returns no batch, so that the shape of the input is unknown.
+    """
     begin = time.perf_counter()
     subject = build(name, predicted=True)
     if subject.data is None:
         found = "the factory returns no batch, so that the shape of the input is unknown"
         raise InputError(f"predict {name}", found, "Return (model, inputs); inputs on the meta device are enough")
-    loss = subject.loss
-    inputs, with_target = _split(first_batch(subject.data), loss)
+    inputs, with_target = split(first_batch(subject.data), subject.loss)
     forecast = predict(subject.model, inputs, loss=with_target)
     facts = {"title": name, "command": f"tightrope predict {name}", "seconds": time.perf_counter() - begin}
     report = forecast_report(forecast, **facts)
     return report, outlook(report)
-
-
-def _split(batch: Any, loss: Callable[..., torch.Tensor] | None) -> Any:
-    from tightrope.subject import split
-
-    return split(batch, loss)
 
 
 def build(name: str, *, predicted: bool = False) -> Subject:
