@@ -1,7 +1,8 @@
 """Forecasts of models that no machine here could hold: python benchmarks/meta.py [name ...]
 
-Each model is built on the meta device and predicted from the laws of its initialisers, in a process of its own. Printed are
-seconds, peak memory, parameters, results without a law, the logits' standard deviation, and the smallest and largest gradient.
+Each model is built on the meta device and predicted from the laws of its initialisers, in a process of its own.
+Printed are seconds, peak memory, parameters, results without a law, the logits' standard deviation, and the smallest
+and largest gradient.
 `twin` is a small model that is also built for real: forecasts from the laws beside measurements over three seeds.
 """
 
@@ -57,10 +58,14 @@ def judge(name: str) -> None:
     logits = next(e for e in reversed(tape.entries) if e.op == "linear").outputs[0]
     gradients = [law.rms for number, law in forecast.gradients.items() if law.rms > 0]
     print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.1f} billion parameters")
-    print(f"  build {built - begin:.1f} s, predict {done - built:.1f} s, {time.process_time():.1f} s of processor time, "
-          f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
-    print(f"  {len(results)} results, {sum(n in forecast.laws for n in results)} with a law, "
-          f"{len(forecast.simulated)} of them simulated, {len(forecast.unknown)} unknown")
+    print(
+        f"  build {built - begin:.1f} s, predict {done - built:.1f} s, {time.process_time():.1f} s of processor time, "
+        f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    )
+    print(
+        f"  {len(results)} results, {sum(n in forecast.laws for n in results)} with a law, "
+        f"{len(forecast.simulated)} of them simulated, {len(forecast.unknown)} unknown"
+    )
     if logits in forecast.laws:
         print(f"  logits std {forecast.laws[logits].std:.4g}, loss {forecast.laws[tape.loss].mean:.4g}")
     if gradients:
@@ -87,8 +92,10 @@ def twin(seeds: int = 3) -> None:
     errors = [abs(pairs[0][0] / math.sqrt(np.mean([m**2 for _, m in pairs])) - 1) for pairs in rows.values()]
     back = [abs(math.exp(np.mean(np.log(ratios))) - 1) for ratios in gradients.values()]
     for label, found in (("forward std", errors), ("gradient rms", back)):
-        print(f"twin, {label}: median {100 * np.median(found):.2f} %, p90 {100 * np.quantile(found, 0.9):.2f} %, "
-              f"max {100 * max(found):.1f} % over {len(found)} results and {seeds} seeds")
+        print(
+            f"twin, {label}: median {100 * np.median(found):.2f} %, p90 {100 * np.quantile(found, 0.9):.2f} %, "
+            f"max {100 * max(found):.1f} % over {len(found)} results and {seeds} seeds"
+        )
 
 
 def main() -> None:

@@ -33,13 +33,18 @@ def errors(layer: nn.RNNBase, how: str, steps: int = 12, batch: int = 32) -> tup
     forecast, measured = tr.predict(model, x), tr.measure(model, x)
     assert not forecast.unknown and not forecast.simulated
     rows = [row for row in tr.compare(forecast, measured).rows if row.module == "layer"]
-    forward = {f"{row.op} {i}": abs(row.predicted_std / row.measured_std - 1) for i, row in enumerate(rows) if row.measured_std}
-    theirs = {v.name: measured.gradients[v.id] for v in measured.tape.values.values() if v.name and v.id in measured.gradients}
+    forward = {
+        f"{row.op} {i}": abs(row.predicted_std / row.measured_std - 1) for i, row in enumerate(rows) if row.measured_std
+    }
+    theirs = {
+        v.name: measured.gradients[v.id] for v in measured.tape.values.values() if v.name and v.id in measured.gradients
+    }
     theirs = {name: law for name, law in theirs.items() if law.rms > 0}
     backward = {
         v.name: abs(forecast.gradients[v.id].rms / theirs[v.name].rms - 1)
-        for v in forecast.tape.values.values() if v.name in theirs and "layer.weight" in v.name and v.id in forecast.gradients
-    }  # fmt: skip
+        for v in forecast.tape.values.values()
+        if v.name in theirs and "layer.weight" in v.name and v.id in forecast.gradients
+    }
     return forward, backward
 
 

@@ -23,6 +23,8 @@ PIECE_NODES = 32
 """Gauss-Legendre nodes on each piece between kinks: 1e-9 on a whole Gaussian, 1e-12 on half of one."""
 HERMITE = 24
 """Terms of the Hermite series; what they leave out of the variance is given to the next power."""
+LARGE, FEW = 1 << 20, 5
+"""Values at nodes from which on the series stops after a few terms; the rest of the variance keeps its place."""
 PAIR_HERMITE = 8
 """Terms of the series for pairs of channels, whose correlation is rarely near 1."""
 LEAST_WITHIN = 0.02
@@ -80,13 +82,14 @@ class Latent:
         if all(bool((level == 0).all()) for level in shared[:-1]):
             parts = [torch.zeros_like(total)] * 3
         else:
-            power = self._series(values)
+            terms = HERMITE if values.numel() <= LARGE else FEW
+            power = self._series(values, terms)
             rest = (total - power.sum(-1)).clamp(min=0)
             parts = []
             for level in shared[:-1]:
                 rho = torch.where(variance > 0, level / variance.clamp(min=1e-300), torch.zeros_like(level)).clamp(0, 1)
-                degrees = torch.arange(1, HERMITE + 1, dtype=DTYPE)
-                series = (power * rho.unsqueeze(-1) ** degrees).sum(-1) + rest * rho ** (HERMITE + 1)
+                degrees = torch.arange(1, terms + 1, dtype=DTYPE)
+                series = (power * rho.unsqueeze(-1) ** degrees).sum(-1) + rest * rho ** (terms + 1)
                 parts.append(torch.minimum(series, total))
         made = from_levels(self.base, mean, (*parts, total))
         made = replace(made, covariance=self._covariance(values, total), lags=self._lags(values, made))
@@ -170,9 +173,9 @@ class Latent:
         level, memory = moved(energy, max(fresh, 0.0))
         return replace(made, amplitude=level, memory=memory, gain=None if self.scale is None else energy / mean)
 
-    def _series(self, values: Tensor) -> Tensor:
-        """h_j^2 for j = 1 ... HERMITE."""
-        return torch.stack([h.square() for h in self._coefficients(values, HERMITE)], -1)
+    def _series(self, values: Tensor, terms: int) -> Tensor:
+        """h_j^2 for j = 1 ... terms."""
+        return torch.stack([h.square() for h in self._coefficients(values, terms)], -1)
 
     def _coefficients(self, values: Tensor, terms: int) -> Iterator[Tensor]:
         """h_j for j = 1 ... terms."""

@@ -358,7 +358,16 @@ _HARMLESS = frozenset({"requires_grad", "detach", "t", "transpose", "squeeze", "
 _EMPTY = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
 _FACTORIES = frozenset(
     {
-        "arange", "linspace", "logspace", "zeros", "ones", "full", "eye", "tensor", "tril_indices", "triu_indices",
+        "arange",
+        "linspace",
+        "logspace",
+        "zeros",
+        "ones",
+        "full",
+        "eye",
+        "tensor",
+        "tril_indices",
+        "triu_indices",
         "as_tensor",
     }
 )
@@ -419,7 +428,6 @@ _INIT: dict[str, Callable[[Tensor, Any, Any], Draw]] = {
     "constant_": lambda t, a, k: Draw(_argument(a, k, 1, "val", 0)),
     "kaiming_uniform_": _kaiming,
 }
-
 
 
 # -- initialisers that do nothing on the meta device ----------------------------------------------
