@@ -201,83 +201,36 @@ def _around(variance: Tensor, values: Tensor, centre: Tensor) -> Tensor:
 
 
 def _map_gradients(a: _Attention, upstream: State) -> tuple[State, State, State]:
+    """Gradients of queries, keys and values where the weights are maps over (query, key)."""
     assert a.weights is not None
-    kept = 1.0 / (1.0 - a.drop)
+    kept, width = 1.0 / (1.0 - a.drop), a.v.axes.shape[-1]
     w, second = a.weights.mean, a.weights.second * kept
-    width = a.v.axes.shape[-1]
     g = upstream.map(lambda f: f.expand(*f.shape[:-2], a.queries, width))
     v = _over_keys(a.v.map(lambda f: _last(f, width)), a.keys)
-    value = State(
-        a.v.axes, w.transpose(-1, -2) @ g.mean, g.mean[..., :1, :1] * 0, (w.transpose(-1, -2) @ g.sample.clamp(min=0).sqrt()).square(),
-        g.mean[..., :1, :1] * 0,
-        second.transpose(-1, -2) @ (g.residual + g.site + g.constant) + (second - w.square()).clamp(min=0).transpose(-1, -2) @ g.mean.square(),
-    )  # fmt: skip
-    centre = w @ v.mean
-    moment = g.second_moment
-    free = moment @ (v.residual + v.site).transpose(-1, -2)
+    none, over, turned = g.mean[..., :1, :1] * 0, (second - w.square()).clamp(min=0), w.transpose(-1, -2)
+    shared = (turned @ g.sample.clamp(min=0).sqrt()).square()
+    alone = second.transpose(-1, -2) @ (g.residual + g.site + g.constant) + over.transpose(-1, -2) @ g.mean.square()
+    value = State(a.v.axes, turned @ g.mean, none, shared, none, alone)
+    moment, centre = g.second_moment, w @ v.mean
     off = moment @ v.mean.square().transpose(-1, -2) - 2 * (moment * centre) @ v.mean.transpose(-1, -2)
-    off = off + (moment * centre.square()).sum(-1, keepdim=True)
-    energy = second * (free + off.clamp(min=0)) * (1 - w).square()
+    off = (off + (moment * centre.square()).sum(-1, keepdim=True)).clamp(min=0)
+    energy = second * (moment @ (v.residual + v.site).transpose(-1, -2) + off) * (1 - w).square()
     if a.drop:
         energy = energy + (kept - 1) * a.weights.second * (moment @ v.second_moment.transpose(-1, -2))
-    key_centre = w @ a.k.mean
-    query = a.scale**2 * (
-        energy @ (a.k.residual + a.k.site)
-        + (energy @ a.k.mean.square() - 2 * key_centre * (energy @ a.k.mean)
-           + key_centre.square() * energy.sum(-1, keepdim=True)).clamp(min=0)
-    )  # fmt: skip
-    key = (
-        a.scale**2
-        * energy.transpose(-1, -2)
-        @ a.q.second_moment.expand(*a.q.second_moment.shape[:-2], a.queries, a.q.second_moment.shape[-1])
-    )
-    return State.of(a.q.axes, 0.0, residual=query), State.of(a.k.axes, 0.0, residual=key), value
+    query = energy @ (a.k.residual + a.k.site) + _around(energy, a.k.mean, w @ a.k.mean)
+    asked = a.q.second_moment
+    key = energy.transpose(-1, -2) @ asked.expand(*asked.shape[:-2], a.queries, asked.shape[-1])
+    scale = a.scale**2
+    return State.of(a.q.axes, 0.0, residual=scale * query), State.of(a.k.axes, 0.0, residual=scale * key), value
 
 
 def _alike_gradients(a: _Attention, upstream: State) -> tuple[State, State, State]:
+    """The same where all positions are alike."""
     kept, ratio = 1.0 / (1.0 - a.drop), a.queries / a.keys
-    g, width = upstream, a.v.axes.shape[-1]
-    share = a.share * kept
-    none, off_mean = g.mean[..., :1, :1] * 0, (second - w.square()).clamp(min=0)
-    shared = (w.transpose(-1, -2) @ g.sample.clamp(min=0).sqrt()).square()
-    alone = second.transpose(-1, -2) @ (g.residual + g.site + g.constant) + off_mean.transpose(-1, -2) @ g.mean.square()
-    value = State(a.v.axes, w.transpose(-1, -2) @ g.mean, none, shared, none, alone)
-    centre = w @ v.mean
-    moment = g.second_moment
-    free = moment @ (v.residual + v.site).transpose(-1, -2)
-    off = moment @ v.mean.square().transpose(-1, -2) - 2 * (moment * centre) @ v.mean.transpose(-1, -2)
-    off = off + (moment * centre.square()).sum(-1, keepdim=True)
-    energy = second * (free + off.clamp(min=0)) * (1 - w).square()
-    if a.drop:
-        energy = energy + (kept - 1) * a.weights.second * (moment @ v.second_moment.transpose(-1, -2))
-    key_centre = w @ a.k.mean
-    query = a.scale**2 * (
-        energy @ (a.k.residual + a.k.site)
-        + (energy @ a.k.mean.square() - 2 * key_centre * (energy @ a.k.mean)
-           + key_centre.square() * energy.sum(-1, keepdim=True)).clamp(min=0)
-    )  # fmt: skip
-    key = (
-        a.scale**2
-        * energy.transpose(-1, -2)
-        @ a.q.second_moment.expand(*a.q.second_moment.shape[:-2], a.queries, a.q.second_moment.shape[-1])
-    )
-    return State.of(a.q.axes, 0.0, residual=query), State.of(a.k.axes, 0.0, residual=key), value
-
-
-def _alike_gradients(a: _Attention, upstream: State) -> tuple[State, State, State]:
-    kept, ratio = 1.0 / (1.0 - a.drop), a.queries / a.keys
-    g, width = upstream, a.v.axes.shape[-1]
-    share = a.share * kept
-    value = State(
-        a.v.axes,
-        g.mean * ratio,
-        g.constant * a.reach,
-        g.sample * a.reach,
-        g.mean * 0,
-        ratio * share * (g.residual + g.site),
-    )
+    g, width, share = upstream, a.v.axes.shape[-1], a.share * kept
+    alone = ratio * share * (g.residual + g.site)
+    value = State(a.v.axes, g.mean * ratio, g.constant * a.reach, g.sample * a.reach, g.mean * 0, alone)
     moment = (g.second_moment * (a.v.residual + a.v.site)).mean(-1, keepdim=True) * width
-    energy = share * moment * max(1 - a.share, 0.0) ** 2
-    query = a.scale**2 * energy * (a.k.residual + a.k.site)
-    key = a.scale**2 * energy * ratio * a.q.second_moment
+    energy = a.scale**2 * share * moment * max(1 - a.share, 0.0) ** 2
+    query, key = energy * (a.k.residual + a.k.site), energy * ratio * a.q.second_moment
     return State.of(a.q.axes, 0.0, residual=query), State.of(a.k.axes, 0.0, residual=key), value
