@@ -50,20 +50,24 @@ def attention(call: Call) -> State:
     a = _align(call)
     call.saved["attention"] = a
     v, kept = a.v, 1.0 / (1.0 - a.drop)
+    free = v.residual + v.site
     if a.weights is None:
-        shared = v.mean.square() + v.constant + v.sample
-        rest = a.share * kept * (v.residual + v.site) + (kept - 1) * a.share * shared
-        return State(call.axes[0], v.mean, v.constant, v.sample, v.mean * 0, rest, width=v.width)
+        held = v.mean.square() + v.constant + v.sample
+        common = min(a.reach / a.keys, a.share) * free
+        rest = a.share * kept * free - common + (kept - 1) * a.share * held
+        return State(call.axes[0], v.mean, v.constant, v.sample + common, v.mean * 0, rest, width=v.width)
     w, second = a.weights.mean, a.weights.second * kept
     full = _over_keys(v, a.keys)
     mean = w @ full.mean
+    held = full.mean.square() + full.constant + full.sample
     spread = second @ full.residual + (second - w.square()).clamp(min=0) @ full.site
-    spread = (
-        spread
-        + _around(a.weights.variance, full.mean, mean)
-        + (kept - 1) * a.weights.second @ (full.mean.square() + full.constant + full.sample)
-    )
-    return State(call.axes[0], mean, w @ full.constant, w @ full.sample, w.square() @ full.site, spread, width=v.width)
+    spread = spread + _around(a.weights.variance, full.mean, mean) + (kept - 1) * a.weights.second @ held
+    # Rows weigh the same values, so that what they average is in part the same for all of them.
+    common = torch.minimum(w @ (w.mean(-2).unsqueeze(-1) * full.residual), spread)
+    return State(
+        call.axes[0], mean, w @ full.constant, w @ full.sample + common, w.square() @ full.site, spread - common,
+        width=v.width,
+    )  # fmt: skip
 
 
 @attention.gradient

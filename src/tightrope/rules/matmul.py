@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from tightrope.roles import Axes, Role
@@ -100,10 +101,9 @@ def _average(x: State, y: State, mean: Tensor, axes: Axes, width: float) -> Stat
     around = off @ y.mean.square() - 2 * centre * (off @ y.mean) + centre.square() * off.sum(-1, keepdim=True)
     constant = (weight @ y.constant.clamp(min=0).sqrt()).square()
     sample = (weight @ y.sample.clamp(min=0).sqrt()).square()
-    return State(
-        axes, mean, constant, sample,
-        weight.square() @ y.site, (second @ y.residual + off @ y.site + around).clamp(min=0), width=width,
-    )  # fmt: skip
+    rest = (second @ y.residual + off @ y.site + around).clamp(min=0)
+    common = torch.minimum(weight @ (weight.mean(-2).unsqueeze(-1) * y.residual), rest).clamp(min=0)
+    return State(axes, mean, constant, sample + common, weight.square() @ y.site, rest - common, width=width)
 
 
 def _is_weight(call: Call, position: int, state: State) -> bool:
