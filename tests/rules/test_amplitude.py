@@ -26,7 +26,7 @@ def gelu_stack(depth: int, width: int) -> nn.Sequential:
 
 
 def test_deep_gelu_net_is_predicted_where_one_amplitude_fails() -> None:
-    net = gelu_stack(14, 256)
+    net = gelu_stack(10, 256)
     x = torch.randn(4096, 256, generator=torch.Generator().manual_seed(5))
     comparison = tr.compare(tr.predict(net, x), tr.measure(net, x))
     forward = comparison.summary().forward
