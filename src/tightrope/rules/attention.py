@@ -15,11 +15,12 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from tightrope.roles import Role
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.softmax import Rows, participation, rows
 from tightrope.rules.state import State
@@ -42,6 +43,8 @@ class _Attention:
     reach: float  # mean over keys of (sum_i E[A_ij])^2
     queries: int
     keys: int
+    tilt: float = 0.0  # see `_tilt`, where positions are alike
+    row_tilt: Tensor = field(default_factory=lambda: torch.zeros(()))  # and by row
 
 
 @rule("scaled_dot_product_attention")
@@ -54,7 +57,7 @@ def attention(call: Call) -> State:
     if a.weights is None:
         held = v.mean.square() + v.constant + v.sample
         common = min(a.reach / a.keys, a.share) * free
-        rest = a.share * kept * free - common + (kept - 1) * a.share * held
+        rest = a.share * kept * free - common + (kept - 1) * a.share * held + a.tilt * free
         return State(call.axes[0], v.mean, v.constant, v.sample + common, v.mean * 0, rest, width=v.width)
     w, second = a.weights.mean, a.weights.second * kept
     full = _over_keys(v, a.keys)
@@ -62,6 +65,7 @@ def attention(call: Call) -> State:
     held = full.mean.square() + full.constant + full.sample
     spread = second @ full.residual + (second - w.square()).clamp(min=0) @ full.site
     spread = spread + _around(a.weights.variance, full.mean, mean) + (kept - 1) * a.weights.second @ held
+    spread = spread + a.row_tilt * full.residual.mean(-2, keepdim=True)
     # Rows weigh the same values, so that what they average is in part the same for all of them.
     common = torch.minimum(w @ (w.mean(-2).unsqueeze(-1) * full.residual), spread)
     return State(
@@ -104,7 +108,8 @@ def _align(call: Call) -> _Attention:
         each = [participation(n, float(variance)) for n in lengths]
         share = sum(s * w for s, w in zip(each, shares, strict=True))
         reach = _reach(queries, keys, causal)
-        return _Attention(q, k, v, scale, drop, None, share, reach, queries, keys)
+        tilt = float(variance) * (1 - share) ** 2 / max(q.axes.count(Role.CHANNEL), 1)
+        return _Attention(q, k, v, scale, drop, None, share, reach, queries, keys, tilt)
     full_q = q.map(lambda f: f.expand(*f.shape[:-1], width))
     full_k = _over_keys(k.map(lambda f: f.expand(*f.shape[:-1], width)), keys)
     mean = scale * full_q.mean @ full_k.mean.transpose(-1, -2)
@@ -113,7 +118,18 @@ def _align(call: Call) -> _Attention:
         ban = torch.ones(queries, keys, dtype=torch.bool).triu(1)
         mean = mean.expand(*mean.shape[:-2], queries, keys).masked_fill(ban, -math.inf)
     weights = _masked_rows(mean, variance, mask, queries, keys)
-    return _Attention(full_q, full_k, v, scale, drop, weights, 0.0, 0.0, queries, keys)
+    tilt = _tilt(variance, weights, q.axes.count(Role.CHANNEL))
+    return _Attention(full_q, full_k, v, scale, drop, weights, 0.0, 0.0, queries, keys, row_tilt=tilt)
+
+
+def _tilt(variance: Tensor, weights: Rows, channels: int) -> Tensor:
+    """What rows add to the output because keys and values are maps of the same tokens.
+
+    A row weighs a token more the better its key fits, and with the key comes its value: to first order the output
+    moves by c Cov(v, k) q, whose energy is the scores' variance over the number of channels that tokens have.
+    """
+    share = weights.second.sum(-1, keepdim=True).clamp(max=1.0)
+    return (variance * weights.mean).sum(-1, keepdim=True) * (1 - share).square() / max(channels, 1)
 
 
 def _row_variance(q: State, k: State, scale: float, width: int) -> Tensor:

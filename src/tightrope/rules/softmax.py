@@ -72,7 +72,7 @@ def participation(length: int, variance: float) -> float:
     std = max(variance, 0.0) ** 0.5
     if std < 1e-6:
         return 1.0 / length
-    x, w = (points.unsqueeze(0) for points in legendre(96))
+    x, w = (points.unsqueeze(0) for points in legendre(96 if std < 3 else 768))
     s = 8.5 * std * x
     weight = w * torch.exp(-(8.5 * x).square() / 2)
     weight = weight / weight.sum()
