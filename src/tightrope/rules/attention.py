@@ -118,8 +118,8 @@ def _align(call: Call) -> _Attention:
         ban = torch.ones(queries, keys, dtype=torch.bool).triu(1)
         mean = mean.expand(*mean.shape[:-2], queries, keys).masked_fill(ban, -math.inf)
     weights = _masked_rows(mean, variance, mask, queries, keys)
-    tilt = _tilt(variance, weights, q.axes.count(Role.CHANNEL))
-    return _Attention(full_q, full_k, v, scale, drop, weights, 0.0, 0.0, queries, keys, row_tilt=tilt)
+    by_row = _tilt(variance, weights, q.axes.count(Role.CHANNEL))
+    return _Attention(full_q, full_k, v, scale, drop, weights, 0.0, 0.0, queries, keys, row_tilt=by_row)
 
 
 def _tilt(variance: Tensor, weights: Rows, channels: int) -> Tensor:
