@@ -18,7 +18,7 @@ from tightrope.roles import Axes
 from tightrope.rules import numerical
 from tightrope.rules.elementwise import joined
 from tightrope.rules.registry import Call, Gradients, find
-from tightrope.rules.state import State
+from tightrope.rules.state import State, evened
 from tightrope.rules.weights import weight_state
 from tightrope.tape.axes import infer, of_source
 from tightrope.tape.tape import Entry, Kind, Tape, Value
@@ -91,6 +91,7 @@ class Sweep:
         self.axes: dict[int, Axes] = {}
         self.calls: list[tuple[Call, Any]] = []
         self.latents: dict[int, Any] = {}
+        self.drawn = any(v.content is not None and v.content.is_meta for v in tape.value_of(Kind.PARAMETER))
         self.trivial: set[int] = set()
         self.simulated: list[Entry] = []
         self.unknown: list[tuple[Entry, str]] = []
@@ -189,7 +190,7 @@ class Sweep:
             self.unknown.append((entry, "an operand that is known holds samples where its shape does not say so"))
             return
         for number, state in zip(outputs, states, strict=False):
-            self.states[number] = state
+            self.states[number] = evened(state) if self.drawn else state
         if found is not None and found.trivial:
             self.trivial.add(entry.index)
         self.calls.append((call, found))
@@ -217,7 +218,8 @@ class Sweep:
                 if not self.tape.values[number].is_float:
                     continue
                 before = self.gradients.get(number)
-                self.gradients[number] = state if before is None else joined(before, state)
+                total = state if before is None else joined(before, state)
+                self.gradients[number] = evened(total) if self.drawn else total
 
 
 def default_projection(shape: tuple[int, ...]) -> torch.Tensor:

@@ -25,6 +25,8 @@ from tightrope.rules.amplitude import of_rows
 from tightrope.rules.lags import blended
 
 DTYPE = torch.float64
+EVEN = 1e-9
+"""Relative variation along a dimension that is rounding and no structure."""
 COVARIANCE_CHANNELS = 640
 """Most channels for which covariances between channels are carried: three matrix products a layer."""
 
@@ -271,6 +273,22 @@ def _shrunk(deviations: Tensor) -> Tensor:
     total = float((signal * off).sum())
     keep = max(0.0, 1.0 - float((noise * off).sum()) / total) if total > 0 else 0.0
     return covariance * (keep * off + (1 - off))
+
+
+def evened(state: State) -> State:
+    """A state whose fields have length 1 along every dimension on which they do not vary."""
+    if state.latent is not None or state.covariance is not None:
+        return state
+
+    def even(field: Tensor) -> Tensor:
+        for dim, size in enumerate(field.shape):
+            if size > 1:
+                low, high = field.aminmax(dim=dim, keepdim=True)
+                if bool((high - low <= EVEN * torch.maximum(high.abs(), low.abs())).all()):
+                    field = (low + high) / 2
+        return field
+
+    return replace(state.map(even), amplitude=state.amplitude, memory=state.memory, gain=state.gain, lags=state.lags)
 
 
 def state_shape(axes: Axes) -> tuple[int, ...]:
