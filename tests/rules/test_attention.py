@@ -66,6 +66,25 @@ def test_fused_attention(causal: bool) -> None:
         assert abs(backward) < 0.15, name
 
 
+def test_queries_that_share_keys_and_values() -> None:
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(7)
+            self.q, self.kv = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.position = nn.Parameter(0.3 * torch.randn(1, TOKENS, WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.position
+            q = self.q(x).reshape(len(x), TOKENS, 4, 8).transpose(1, 2)
+            k, v = self.kv(x).reshape(len(x), TOKENS, 2, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    for name, (forward, backward) in errors(Grouped()).items():
+        assert abs(forward) < 0.08, name
+        assert abs(backward) < 0.2, name
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_written_out_agrees_with_the_real_one(causal: bool) -> None:
     for name, (forward, backward) in errors(Attention(causal=causal, fused=False)).items():

@@ -203,9 +203,10 @@ def _grouped(state: State, groups: int) -> State:
 
 def _ungrouped(gradient: State, target: State) -> State:
     """The gradient of a key or value that several queries share: the sum over its group."""
-    if len(target.shape) < 3 or gradient.mean.shape[-3] in (1, target.shape[-3]):
+    heads = max(f.shape[-3] for f in gradient.fields) if len(target.shape) >= 3 else 1
+    if heads in (1, target.shape[-3] if len(target.shape) >= 3 else 1):
         return gradient
-    groups = gradient.mean.shape[-3] // target.shape[-3]
+    groups = heads // target.shape[-3]
     return gradient.map(lambda f: f.unflatten(-3, (-1, groups)).sum(-3) if f.shape[-3] > 1 else f * groups)
 
 
