@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tightrope.checks.attention.unscaled_attention import is_bias
+from tightrope.checks.trace import producers
 from tightrope.checks.weights import is_drawn
 from tightrope.finding import Finding, Severity
 from tightrope.measure.probes import attention_rows, softmax_rows
+from tightrope.tape import Entry, Recorder
 
 Judge = Callable[..., list[Finding]]
 CHECK = "unscaled-attention"
@@ -130,3 +133,28 @@ def test_grouped_queries_and_additive_masks() -> None:
     repeated = attention_rows(q, k.repeat_interleave(2, 1), 0.3, None, True)
     assert grouped is not None and repeated is not None
     assert grouped == repeated
+
+
+class Patient(dict[int, Entry]):
+    """Producers that may be looked up only so often."""
+
+    lookups = 0
+
+    def __getitem__(self, number: int) -> Entry:
+        self.lookups += 1
+        assert self.lookups < 10_000, "a residual stream is walked once for each of its ways"
+        return super().__getitem__(number)
+
+
+def test_a_long_residual_stream_is_walked_once() -> None:
+    tokens, table = torch.arange(32).reshape(8, 4), nn.Embedding(32, 6)
+    with Recorder(roots={"": table}) as recorder:
+        x = table(tokens)
+        for _ in range(30):
+            x = x + torch.tanh(x)
+        bias = torch.tanh(table.weight) + table.weight
+    tape = recorder.tape
+    made = Patient(producers(tape))
+    assert not is_bias(tape, made, tape.entries[-3].outputs[0])  # tokens are data, though their content is known
+    assert is_bias(tape, made, tape.entries[-1].outputs[0])
+    assert bias.shape == (32, 6)

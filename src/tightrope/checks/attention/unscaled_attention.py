@@ -110,7 +110,7 @@ def _scaled(tape: Tape, made: dict[int, Entry], number: int) -> tuple[int, float
         if entry.op in VIEWS | CHANCE | {"masked_fill", "where", "add", "tril", "triu"}:
             floats = [i for i in entry.inputs if tape.values[i].is_float and tape.values[i].kind is Kind.RESULT]
             if len(floats) != 1:  # a sum of two signals is no mask
-                learned = [i for i in floats if not _is_bias(tape, made, i)]
+                learned = [i for i in floats if not is_bias(tape, made, i)]
                 if len(learned) != 1:
                     return number, factor
                 floats = learned
@@ -123,11 +123,22 @@ def _scaled(tape: Tape, made: dict[int, Entry], number: int) -> tuple[int, float
     return number, factor
 
 
-def _is_bias(tape: Tape, made: dict[int, Entry], number: int) -> bool:
-    """Whether a result is made of parameters and known tensors alone (a position bias)."""
-    if number not in made:
-        return tape.values[number].kind is not Kind.INPUT
-    return all(_is_bias(tape, made, i) for i in made[number].inputs)
+def is_bias(tape: Tape, made: dict[int, Entry], number: int) -> bool:
+    """Whether a result is made of parameters and known tensors alone (a position bias), and of no sample's data."""
+    seen: set[int] = set()
+    waiting = [number]
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if one in made:
+            waiting.extend(made[one].inputs)
+            continue
+        value = tape.values[one]
+        if value.kind is Kind.INPUT or (value.kind is Kind.KNOWN and value.shape[:1] == (tape.samples,)):
+            return False
+    return True
 
 
 def _number(tape: Tape, entry: Entry) -> float | None:
