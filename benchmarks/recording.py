@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from models import image_model
+from models import picture_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ def identical(script: Script) -> bool:
 
 def cost(rounds: int = 7) -> tuple[float, float]:
     """Median seconds of a plain training step and of `check`, run in turn."""
-    model, x = image_model("resnet18", 64, batch=32)
+    model, x = picture_model("resnet18", 64, batch=32)
     y = torch.randint(10, (32,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
