@@ -20,7 +20,7 @@ from tightrope.rules.amplitude import recalled
 from tightrope.rules.expectation import Latent, latent, product
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import State, state_shape
-from tightrope.tape.tape import Entry, Ref
+from tightrope.tape.tape import Entry, Kind, Ref
 
 CURVED = (
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh",
@@ -200,7 +200,7 @@ def _variable(call: Call, random: list[int]) -> Latent:
         bent = any(entry.op in BENT for entry in (call.entry, *call.readers(number)))
         if bent and float(call.states[number].variance.max()) > STEEP**2:
             edges.update(BENDS)
-        made = latent(call.states[number], sorted(edges))
+        made = latent(call.states[number], sorted(edges), charted=_alike(call, number))
         if not _forks(call, number):
             return made
         call.latents[number] = made
@@ -209,11 +209,48 @@ def _variable(call: Call, random: list[int]) -> Latent:
     return found
 
 
+def _alike(call: Call, number: int) -> bool:
+    """Whether a chain of elementwise operations on a value is one function for all its elements."""
+    pending, inside = [number], {number}
+    while pending:
+        for entry in call.readers(pending.pop()):
+            if entry.op in POOLING or entry.op in DISTANCES:
+                return False
+            if entry.op not in CHAINING:
+                continue
+            if any(_differs(call, n) for n in entry.inputs if n not in inside):
+                return False
+            fresh = [n for n in entry.outputs if n not in inside]
+            inside.update(fresh)
+            pending += fresh
+    return True
+
+
+def _differs(call: Call, number: int) -> bool:
+    """Whether a tensor is known, with other values for other elements."""
+    value = call.tape.values[number]
+    state = call.states.get(number)
+    if value.kind is Kind.RESULT:
+        return state is not None and _known(state) and not _constant(state.mean)
+    return math.prod(value.shape) > 1
+
+
+def _constant(field: Tensor) -> bool:
+    low, high = field.aminmax()
+    return bool(low == high)
+
+
 def _nodes(state: State, variable: Latent, number: int) -> Tensor:
     """An operand's values at the variable's nodes."""
     if state.latent is variable and state.nodes is not None:
         return state.nodes
-    return state.mean.unsqueeze(-1) if _known(state) else variable.z
+    if not _known(state):
+        return variable.z
+    if variable.chart is None:
+        return state.mean.unsqueeze(-1)
+    if not _constant(state.mean):
+        raise NotImplementedError("a chain of functions meets a known tensor that differs between elements")
+    return state.mean.reshape(-1)[0]
 
 
 def _slopes(call: Call, variable: Latent, numbers: list[int]) -> dict[int, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tightrope.roles import Role
 from tightrope.rules.amplitude import CROWD, OMEGA, moved
+from tightrope.rules.chart import Chart, chart
 from tightrope.rules.lags import white
 from tightrope.rules.state import DTYPE, State
 
@@ -51,25 +52,33 @@ class Latent:
         weights: quadrature weights, of the same shape, summing to 1.
         base: the law of z.
         scale: amplitude of the sample at each node, node by node of `amplitude.ETA`; None for one amplitude.
+        chart: the points that stand for the elements of the law; None where each has nodes of its own.
     """
 
     number: int
     xi: Tensor
     weights: Tensor
     base: State = field(repr=False)
-
     scale: Tensor | None = None
+    chart: Chart | None = field(default=None, repr=False)
 
     @property
     def z(self) -> Tensor:
-        """The variable's own values at the nodes."""
-        mean, std = centre(self.base)
+        """The variable's own values at the nodes, for each element of the law or each point of its chart."""
+        mean, std = centre(self.base) if self.chart is None else (self.chart.mean, self.chart.std)
         plain = mean.unsqueeze(-1) + std.unsqueeze(-1) * self.xi
         return plain if self.scale is None else plain * self.scale
 
     def expect(self, values: Tensor) -> Tensor:
-        """E of a function given by its values at the nodes."""
+        """E of a function given by its values at the nodes, for each element of the law."""
+        return self._filled(self._mean(values))
+
+    def _mean(self, values: Tensor) -> Tensor:
         return (values * self.weights).sum(-1)
+
+    def _filled(self, values: Tensor) -> Tensor:
+        """What is known at the chart's points, for each element of the law."""
+        return values if self.chart is None else self.chart.fill(values)
 
     def state(self, values: Tensor) -> State:
         """The law of a function given by its values at the nodes.
@@ -77,15 +86,16 @@ class Latent:
         The covariance of f(z) and f(z') with correlation rho is sum_j h_j^2 rho^j over the Hermite
         coefficients h_j = E[f(mean + std xi) He_j(xi)] / sqrt(j!).
         """
-        mean = self.expect(values)
-        total = self.expect((values - mean.unsqueeze(-1)).square())
+        inner = self._mean(values)
+        mean = self._filled(inner)
+        total = self.expect((values - inner.unsqueeze(-1)).square()).clamp(min=0)
         shared = levels(self.base)
         variance = shared[-1]
         if all(bool((level == 0).all()) for level in shared[:-1]):
             parts = [torch.zeros_like(total)] * 3
         else:
             terms = HERMITE if values.numel() <= LARGE else FEW
-            power = self._series(values, terms)
+            power = self._filled(self._series(values, terms))
             rest = (total - power.sum(-1)).clamp(min=0)
             parts = []
             for level in shared[:-1]:
@@ -113,8 +123,9 @@ class Latent:
         near = ((shared[:, None, None] + residual[:, None, None] * base.lags) / safe[:, None, None]).clamp(-1, 1)
         far = (shared / safe).clamp(0, 1)[:, None, None]
         covariance, first, second = torch.zeros_like(near), near, far
-        for coefficient in self._coefficients(values, PAIR_HERMITE):
-            covariance = covariance + coefficient.square().reshape(-1, 1, 1) * (first - second)
+        power = self._filled(self._series(values, PAIR_HERMITE))
+        for strength in power.reshape(-1, 1, 1, PAIR_HERMITE).unbind(-1):
+            covariance = covariance + strength * (first - second)
             first, second = first * near, second * far
         found = (covariance / made.residual.reshape(-1, 1, 1).clamp(min=1e-300)).clamp(-1, 1)
         found[:, found.shape[1] // 2, found.shape[2] // 2] = 1.0
@@ -136,8 +147,8 @@ class Latent:
         std = std.clamp(min=1e-300)
         rho = (within / (std[:, None] * std[None])).clamp(-1, 1)
         found, power = torch.zeros_like(rho), rho
-        for coefficient in self._coefficients(values, PAIR_HERMITE):
-            flat = coefficient.reshape(-1)
+        coefficients = self._filled(torch.stack(list(self._coefficients(values, PAIR_HERMITE)), -1))
+        for flat in coefficients.reshape(-1, PAIR_HERMITE).unbind(-1):
             found = found + flat[:, None] * flat[None] * power
             power = power * rho
         if self.scale is not None:
@@ -149,11 +160,11 @@ class Latent:
         return found
 
     def by_node(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """E[f] and E[f^2] at each amplitude (last dimension)."""
+        """E[f] and E[f^2] of each element at each amplitude (last dimension)."""
         shape = (len(OMEGA), values.shape[-1] // len(OMEGA))
         x, w = values.unflatten(-1, shape), self.weights.unflatten(-1, shape)
         w = w / w.sum(-1, keepdim=True)
-        return (x * w).sum(-1), (x.square() * w).sum(-1)
+        return self._filled((x * w).sum(-1)), self._filled((x.square() * w).sum(-1))
 
     def _by_amplitude(self, values: Tensor, made: State) -> State:
         """The amplitude of a sample behind the function, and how the function's energy depends on it."""
@@ -183,7 +194,7 @@ class Latent:
         """h_j for j = 1 ... terms."""
         previous, current = torch.ones_like(self.xi), self.xi
         for j in range(1, terms + 1):
-            yield self.expect(values * current)
+            yield self._mean(values * current)
             previous, current = current, (self.xi * current - math.sqrt(j) * previous) / math.sqrt(j + 1)
 
 
@@ -198,17 +209,26 @@ def centre(base: State) -> tuple[Tensor, Tensor]:
     return inner, torch.maximum(within, LEAST_WITHIN * variance).sqrt()
 
 
-def latent(base: State, kinks: Sequence[float] = ()) -> Latent:
-    """Quadrature nodes for functions of a variable with this law, split at the function's kinks."""
+def latent(base: State, kinks: Sequence[float] = (), *, charted: bool = False) -> Latent:
+    """Quadrature nodes for functions of a variable with this law, split at the function's kinks.
+
+    Args:
+        base: the law.
+        kinks: where the function or its derivative jumps.
+        charted: the function is the same for all elements, so that a chart may stand for them.
+    """
     mean, std = centre(base)
+    points = chart(mean, std) if charted else None
+    if points is not None:
+        mean, std = points.mean, points.std
     if base.amplitude is None:
         xi, weight = _nodes(mean, std, kinks)
-        return Latent(next(COUNTER), xi, weight, base)
+        return Latent(next(COUNTER), xi, weight, base, chart=points)
     parts = [_nodes(mean, std, [kink / float(loud) for kink in kinks]) for loud in torch.exp(base.amplitude)]
     xi = torch.cat([xi for xi, _ in parts], -1)
     weight = torch.cat([weight * share for (_, weight), share in zip(parts, OMEGA, strict=True)], -1)
     scale = torch.exp(base.amplitude).repeat_interleave(xi.shape[-1] // len(OMEGA))
-    return Latent(next(COUNTER), xi, weight, base, scale)
+    return Latent(next(COUNTER), xi, weight, base, scale, points)
 
 
 def _nodes(mean: Tensor, std: Tensor, kinks: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -150,7 +151,9 @@ def known_ops() -> list[str]:
     return sorted(_RULES)
 
 
+@cache
 def _load() -> None:
+    """Import all modules of rules, once."""
     package = importlib.import_module("tightrope.rules")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"tightrope.rules.{module.name}")
