@@ -1,8 +1,8 @@
-"""Functions of (mean, std) over a whole map of laws, from their values at a few points.
+"""Functions of the mean and std over a whole map of laws, from their values at a few points.
 
-A Gaussian expectation E f(m + s xi) is smooth in m on the scale of s, and smooth in ln s, whatever f is. Where a map
-has many more elements than that takes points, expectations are evaluated at Chebyshev points of the rectangle that
-holds all (mean, ln std), and interpolated: barycentric Lagrange interpolation converges faster than any power.
+A Gaussian expectation E f(m + s xi) is smooth in m / s and in ln s, whatever f is. Where a map has many more elements
+than that takes points, expectations are evaluated at Chebyshev points of the rectangle that holds most (m / s, ln s),
+and interpolated: barycentric Lagrange interpolation converges faster than any power.
 
 Reference: Trefethen, Approximation Theory and Approximation Practice (2013).
 """
@@ -18,39 +18,42 @@ from torch import Tensor
 NONE, SMALL = 1e-6, 1e-3
 """Variation, in standard deviations, below which one point, or two, leave an error of 1e-6."""
 LEAST, PER_MEAN, PER_SCALE = 4, 2.0, 4.0
-"""Points in each direction; and further ones for each standard deviation of the mean's range, and each unit of ln std.
-Kinked and steep functions are then off by at most 5e-6."""
+"""Points in each direction; and further ones for each unit of the mean over std, and of ln std.
+Kinked and steep functions are then off by at most 1e-5."""
 SAVING = 4
 """Elements a point has to stand for."""
-CHUNK = 1 << 14
+LEAST_BULK = 1000
+"""Elements from which on the outermost ones are looked for."""
+EXACT, MOST = 1 << 22, 1 << 26
+"""Weights that are held in double precision, and at all: a quarter of a GiB."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Chebyshev points for the laws of a map.
+    """Points that stand for the laws of a map: Chebyshev points for most elements, and strays for themselves.
 
     Attributes:
-        mean, std: at the points, (points,).
+        mean, std: at the points, (Chebyshev points + strays,).
         shape: of the map.
-        along_mean, along_scale: interpolation weights of each element, (elements, points along the direction).
+        weights: what each Chebyshev point counts for each element, (elements, Chebyshev points).
+        strays: elements that are points of their own, (strays,).
     """
 
     mean: Tensor
     std: Tensor
     shape: tuple[int, ...]
-    along_mean: Tensor
-    along_scale: Tensor
+    weights: Tensor
+    strays: Tensor
 
     def fill(self, values: Tensor) -> Tensor:
         """Values at the points, (points, ...), interpolated to the map: (*shape, ...)."""
         rest = tuple(values.shape[1:])
-        rows, columns = self.along_mean.shape[1], self.along_scale.shape[1]
-        table = values.expand(rows * columns, *rest).reshape(rows, -1)
-        parts = []
-        for first, second in zip(self.along_mean.split(CHUNK), self.along_scale.split(CHUNK), strict=True):
-            made = (first @ table).reshape(len(first), columns, -1)
-            parts.append(made[:, 0] if columns == 1 else torch.bmm(second[:, None], made)[:, 0])
-        return torch.cat(parts).reshape(*self.shape, *rest)
+        table = values.expand(len(self.mean), *rest).reshape(len(self.mean), -1)
+        regular = self.weights.shape[1]
+        made = (self.weights @ table[:regular].to(self.weights.dtype)).to(values.dtype)
+        if len(self.strays):
+            made[self.strays] = table[regular:]
+        return made.reshape(*self.shape, *rest)
 
 
 def chart(mean: Tensor, std: Tensor) -> Chart | None:
@@ -59,19 +62,32 @@ def chart(mean: Tensor, std: Tensor) -> Chart | None:
     Args:
         mean, std: of the same shape, std > 0.
     """
-    if mean.numel() < 2 * SAVING:
+    count = mean.numel()
+    if count < 2 * SAVING or not bool((torch.isfinite(mean) & torch.isfinite(std) & (std > 0)).all()):
         return None
-    (low, high), (thin, wide) = ((float(edge) for edge in torch.aminmax(field)) for field in (mean, std))
-    if not (math.isfinite(low) and math.isfinite(high) and 0 < thin <= wide < math.inf):
+    height, scale = (mean / std).reshape(-1), std.reshape(-1).log()
+    inside = (_bulk(height) & _bulk(scale)) if count > LEAST_BULK else torch.ones_like(height, dtype=torch.bool)
+    strays = (~inside).nonzero()[:, 0]
+    (low, high), (thin, wide) = ((float(edge) for edge in field[inside].aminmax()) for field in (height, scale))
+    rows, columns = _count(high - low, PER_MEAN), _count(wide - thin, PER_SCALE)
+    if rows * columns + len(strays) > count // SAVING or rows * columns > MOST // count:
         return None
-    rows, columns = _count((high - low) / thin, PER_MEAN), _count(math.log(wide / thin), PER_SCALE)
-    if rows * columns * SAVING > mean.numel():
-        return None
-    m, s = _points(low, high, rows), _points(math.log(thin), math.log(wide), columns)
-    return Chart(
-        m.repeat_interleave(columns), torch.exp(s).repeat(rows), tuple(mean.shape), _weights(mean.reshape(-1), m),
-        _weights(std.reshape(-1).log(), s),
-    )  # fmt: skip
+    a, b = _points(low, high, rows), _points(thin, wide, columns)
+    dtype = torch.float64 if rows * columns * count <= EXACT else torch.float32
+    weights = _weights(height.clamp(low, high), a).to(dtype)
+    if columns > 1:
+        weights = (weights[:, :, None] * _weights(scale.clamp(thin, wide), b).to(dtype)[:, None]).flatten(1)
+    spread = torch.exp(b).repeat(rows)
+    means = torch.cat([a.repeat_interleave(columns) * spread, mean.reshape(-1)[strays]])
+    return Chart(means, torch.cat([spread, std.reshape(-1)[strays]]), tuple(mean.shape), weights, strays)
+
+
+def _bulk(x: Tensor) -> Tensor:
+    """Which elements lie within, or not far from, the central 98 %."""
+    edges = torch.tensor([0.01, 0.99], dtype=x.dtype)
+    low, high = torch.quantile(x[:: max(len(x) // LEAST_BULK, 1)], edges)
+    margin = 0.5 * (high - low) + NONE
+    return (x >= low - margin) & (x <= high + margin)
 
 
 def _count(span: float, each: float) -> int:
@@ -97,7 +113,5 @@ def _weights(x: Tensor, points: Tensor) -> Tensor:
     signs[0] /= 2
     signs[-1] /= 2
     distance = x[:, None] - points
-    hit = distance == 0
-    made = signs / torch.where(hit, torch.ones_like(distance), distance)
-    made = torch.where(hit.any(1, keepdim=True), hit.to(x.dtype), made)
-    return made / made.sum(1, keepdim=True)
+    made = signs / distance.masked_fill_(distance == 0, 1e-200)
+    return made.div_(made.sum(1, keepdim=True))

@@ -87,8 +87,9 @@ class Latent:
         coefficients h_j = E[f(mean + std xi) He_j(xi)] / sqrt(j!).
         """
         inner = self._mean(values)
-        mean = self._filled(inner)
-        total = self.expect((values - inner.unsqueeze(-1)).square()).clamp(min=0)
+        spread = self._mean((values - inner.unsqueeze(-1)).square())
+        mean, total = self._filled(torch.stack([inner, spread], -1)).unbind(-1)
+        total = total.clamp(min=0)
         shared = levels(self.base)
         variance = shared[-1]
         if all(bool((level == 0).all()) for level in shared[:-1]):
@@ -96,12 +97,14 @@ class Latent:
         else:
             terms = HERMITE if values.numel() <= LARGE else FEW
             power = self._filled(self._series(values, terms))
+            powers = power.unbind(-1)
             rest = (total - power.sum(-1)).clamp(min=0)
             parts = []
             for level in shared[:-1]:
                 rho = torch.where(variance > 0, level / variance.clamp(min=1e-300), torch.zeros_like(level)).clamp(0, 1)
-                degrees = torch.arange(1, terms + 1, dtype=DTYPE)
-                series = (power * rho.unsqueeze(-1) ** degrees).sum(-1) + rest * rho ** (terms + 1)
+                series = rest * rho if bool(rho.any()) else torch.zeros_like(total)
+                for strength in reversed(powers if bool(rho.any()) else ()):
+                    series = (series + strength) * rho
                 parts.append(torch.minimum(series, total))
         made = from_levels(self.base, mean, (*parts, total))
         made = replace(made, covariance=self._covariance(values, total), lags=self._lags(values, made))
