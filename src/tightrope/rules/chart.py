@@ -83,10 +83,10 @@ def chart(mean: Tensor, std: Tensor) -> Chart | None:
 
 
 def _bulk(x: Tensor) -> Tensor:
-    """Which elements lie within, or not far from, the central 98 %."""
-    edges = torch.tensor([0.01, 0.99], dtype=x.dtype)
-    low, high = torch.quantile(x[:: max(len(x) // LEAST_BULK, 1)], edges)
-    margin = 0.5 * (high - low) + NONE
+    """Which elements lie within, or not far from, the central 90 %."""
+    edges = torch.tensor([0.05, 0.95], dtype=x.dtype)
+    low, high = (float(edge) for edge in torch.quantile(x[:: max(len(x) // LEAST_BULK, 1)], edges))
+    margin = 0.75 * (high - low) + NONE
     return (x >= low - margin) & (x <= high + margin)
 
 
