@@ -43,12 +43,6 @@ def prescribe(study: Study, finding: Finding, names: Sequence[str]) -> tuple[Rem
     return tuple(found for found in made if found is not None)
 
 
-def known_remedies() -> list[str]:
-    """All names, sorted."""
-    _load()
-    return sorted(_REMEDIES)
-
-
 def _load() -> None:
     import importlib
     import pkgutil

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from tightrope.checks.layers import Cut, cuts
+from tightrope.finding import Evidence, Finding, Severity
 from tightrope.law import Law
 from tightrope.study import Study
 
@@ -54,3 +55,16 @@ def way(study: Study) -> Way | None:
 def norm(study: Study, cut: Cut, law: Law) -> float:
     """Norm over all elements of a tensor with this law."""
     return law.rms * math.sqrt(math.prod(study.tape.values[cut.value].shape))
+
+
+def finding(name: str, found: Way, study: Study, verdict: str) -> Finding:
+    """A finding on the whole way back."""
+    evidence = [Evidence("gradient norm, first layer / last", found.ratio, 1.0, found.error * found.ratio)]
+    if found.predicted is not None:
+        evidence.append(Evidence("the same, predicted", found.predicted))
+    entry = found.first.entry
+    return Finding(
+        name, Severity.FAULT, entry.module, str(study.tape.location(entry)), f"gradient norm {found.norm_last:.3g} → "
+        f"{found.norm_first:.3g} on the way back, × {found.ratio:.3g}; level: × 1, {verdict}", tuple(evidence),
+        entry.index, modules=(entry.module,),
+    )  # fmt: skip

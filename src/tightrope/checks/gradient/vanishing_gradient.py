@@ -19,8 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from tightrope.checks.gradient.path import way
-from tightrope.finding import Evidence, Finding, Severity
+from tightrope.checks.gradient.path import finding, way
+from tightrope.finding import Finding
 from tightrope.study import Study
 from tightrope.subject import Subject
 
@@ -36,15 +36,7 @@ def judge(study: Study) -> Iterator[Finding]:
     found = way(study)
     if found is None or found.ratio >= RATIO:
         return
-    evidence = [Evidence("gradient norm, first layer / last", found.ratio, 1.0, found.error * found.ratio)]
-    if found.predicted is not None:
-        evidence.append(Evidence("the same, predicted", found.predicted))
-    yield Finding(
-        "vanishing-gradient", Severity.FAULT, found.first.entry.module, str(study.tape.location(found.first.entry)),
-        f"gradient norm {found.norm_last:.3g} → {found.norm_first:.3g} on the way back, × {found.ratio:.2g}; "
-        "level: × 1, "
-        f"fault below {RATIO:g}", tuple(evidence), found.first.entry.index, modules=(found.first.entry.module,),
-    )  # fmt: skip
+    yield finding("vanishing-gradient", found, study, f"fault below {RATIO:g}")
 
 
 def sick() -> Subject:

@@ -17,10 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
-from torch import nn
-
-from tightrope.checks.init.scale import exploded, finding, offenders, vanished
+from tightrope.checks.init.scale import exploded, finding, offenders, plain_net, vanished
 from tightrope.checks.loss import loss_at_init
 from tightrope.checks.units import saturated_units
 from tightrope.finding import Finding
@@ -51,21 +48,9 @@ def _harmful(study: Study) -> bool:
 
 def sick() -> Subject:
     """Six ReLU layers with weights from N(0, 1), n Var(w) = 128."""
-    return _net(128.0)
+    return plain_net(128.0, depth=6)
 
 
 def healthy() -> Subject:
     """The same net at the ReLU law, n Var(w) = 2."""
-    return _net(2.0)
-
-
-def _net(gain: float) -> Subject:
-    torch.manual_seed(0)
-    stack: list[nn.Module] = []
-    for _ in range(6):
-        layer = nn.Linear(128, 128)
-        nn.init.normal_(layer.weight, std=(gain / 128) ** 0.5)
-        nn.init.zeros_(layer.bias)
-        stack += [layer, nn.ReLU()]
-    model = nn.Sequential(*stack, nn.Linear(128, 4))
-    return Subject(model, (torch.randn(64, 128), torch.arange(64) % 4), nn.functional.cross_entropy)
+    return plain_net(2.0, depth=6)

@@ -16,10 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
-from torch import nn
-
-from tightrope.checks.init.scale import finding, offenders, vanished
+from tightrope.checks.init.scale import finding, offenders, plain_net, vanished
 from tightrope.finding import Finding
 from tightrope.study import Study
 from tightrope.subject import Subject
@@ -40,21 +37,9 @@ def judge(study: Study) -> Iterator[Finding]:
 
 def sick() -> Subject:
     """Twenty ReLU layers with torch's default weights, n Var(w) = 1/3."""
-    return _net(1 / 3)
+    return plain_net(1 / 3, depth=20)
 
 
 def healthy() -> Subject:
     """The same net at the ReLU law, n Var(w) = 2."""
-    return _net(2.0)
-
-
-def _net(gain: float) -> Subject:
-    torch.manual_seed(0)
-    stack: list[nn.Module] = []
-    for _ in range(20):
-        layer = nn.Linear(128, 128)
-        nn.init.normal_(layer.weight, std=(gain / 128) ** 0.5)
-        nn.init.zeros_(layer.bias)
-        stack += [layer, nn.ReLU()]
-    model = nn.Sequential(*stack, nn.Linear(128, 4))
-    return Subject(model, (torch.randn(64, 128), torch.arange(64) % 4), nn.functional.cross_entropy)
+    return plain_net(2.0, depth=20)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from tightrope.checks.gradient import exploding_gradient, vanishing_gradient
 from tightrope.checks.layers import Layer, layers
 from tightrope.checks.signal import exploding_signal, vanishing_signal
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
+from tightrope.subject import Subject
 
 MATERIAL = 0.1  # of the worst layer's deviation, on a log scale: below that a layer is no reason beside it
 NOTABLE = math.log(
@@ -72,3 +76,16 @@ def vanished(study: Study) -> bool:
 def exploded(study: Study) -> bool:
     """Whether signal or gradient has grown out of range somewhere on the way."""
     return bool(list(exploding_signal.judge(study)) or list(exploding_gradient.judge(study)))
+
+
+def plain_net(gain: float, depth: int) -> Subject:
+    """ReLU layers of width 128 with weights of n Var(w) = gain, and a head: what the checks of scales show off with."""
+    torch.manual_seed(0)
+    stack: list[nn.Module] = []
+    for _ in range(depth):
+        layer = nn.Linear(128, 128)
+        nn.init.normal_(layer.weight, std=(gain / 128) ** 0.5)
+        nn.init.zeros_(layer.bias)
+        stack += [layer, nn.ReLU()]
+    model = nn.Sequential(*stack, nn.Linear(128, 4))
+    return Subject(model, (torch.randn(64, 128), torch.arange(64) % 4), nn.functional.cross_entropy)
