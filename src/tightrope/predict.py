@@ -7,7 +7,7 @@ laws of their initialisers) are carried from operation to operation by `tightrop
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,29 @@ from tightrope.rules.state import State, evened
 from tightrope.rules.weights import weight_state
 from tightrope.tape.axes import infer, of_source
 from tightrope.tape.tape import Entry, Kind, Tape, Value
+
+
+class Laws(Mapping[int, Law]):
+    """The laws of states, by id; each is summed up when it is first asked for.
+
+    Args:
+        states: by id.
+    """
+
+    def __init__(self, states: Mapping[int, State]) -> None:
+        self._states = states
+        self._known: dict[int, Law] = {}
+
+    def __getitem__(self, number: int) -> Law:
+        if number not in self._known:
+            self._known[number] = self._states[number].law()
+        return self._known[number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
 
 
 @dataclass(frozen=True)
@@ -40,8 +63,8 @@ class Forecast:
     """
 
     tape: Tape
-    laws: dict[int, Law]
-    gradients: dict[int, Law]
+    laws: Mapping[int, Law]
+    gradients: Mapping[int, Law]
     states: dict[int, State] = field(repr=False)
     trivial: frozenset[int] = frozenset()
     simulated: tuple[Entry, ...] = ()
@@ -64,10 +87,9 @@ def forecast(tape: Tape, sources: dict[int, State] | None = None) -> Forecast:
         if tape.loss is not None:
             sweep.backward()
     states = {number: replace(state, latent=None, nodes=None) for number, state in sweep.states.items()}
-    laws = {number: state.law() for number, state in states.items()}
-    gradients = {number: state.law() for number, state in sweep.gradients.items()}
+    gradients = {number: replace(state, latent=None, nodes=None) for number, state in sweep.gradients.items()}
     return Forecast(
-        tape, laws, gradients, states, frozenset(sweep.trivial), tuple(sweep.simulated), tuple(sweep.unknown),
+        tape, Laws(states), Laws(gradients), states, frozenset(sweep.trivial), tuple(sweep.simulated), tuple(sweep.unknown),
         time.perf_counter() - begin,
     )  # fmt: skip
 
