@@ -15,9 +15,9 @@ import torch
 
 from tightrope.law import Law
 from tightrope.roles import Axes
-from tightrope.rules import numerical
+from tightrope.rules import fixed, numerical
 from tightrope.rules.elementwise import joined
-from tightrope.rules.registry import Call, Gradients, find
+from tightrope.rules.registry import Call, Gradients, Rule, find
 from tightrope.rules.state import State, evened
 from tightrope.rules.weights import weight_state
 from tightrope.tape.axes import infer, of_source
@@ -45,6 +45,10 @@ class Laws(Mapping[int, Law]):
 
     def __len__(self) -> int:
         return len(self._states)
+
+
+FAILURES = (NotImplementedError, RuntimeError, TypeError, ValueError, ArithmeticError, LookupError)
+"""What a rule raises that does not know, or cannot solve, a case; the operation is then simulated."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ def forecast(tape: Tape, sources: dict[int, State] | None = None) -> Forecast:
     states = {number: replace(state, latent=None, nodes=None) for number, state in sweep.states.items()}
     gradients = {number: replace(state, latent=None, nodes=None) for number, state in sweep.gradients.items()}
     return Forecast(
-        tape, Laws(states), Laws(gradients), states, frozenset(sweep.trivial), tuple(sweep.simulated), tuple(sweep.unknown),
-        time.perf_counter() - begin,
+        tape, Laws(states), Laws(gradients), states, frozenset(sweep.trivial), tuple(sweep.simulated),
+        tuple(sweep.unknown), time.perf_counter() - begin,
     )  # fmt: skip
 
 
@@ -179,38 +183,20 @@ class Sweep:
         floats = [n for n in entry.inputs if self.tape.values[n].is_float]
         lost = [n for n in floats if n not in self.states]
         call = Call(self.tape, entry, self.states, axes, self.latents)
-        found = find(entry.op)
+        found = fixed.WEIGHTS if not lost and fixed.applies(call) else find(entry.op)
         if lost:
             self.unknown.append(
                 (entry, next((self.lawless[n] for n in lost if n in self.lawless), "an input's law is unknown"))
             )
             return
         try:
-            if found is None:
-                raise NotImplementedError(f"no rule for {entry.op}")
-            result = found.forward(call)
-        except NotImplementedError:
-            try:
-                result = numerical.forward(call)
-            except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-                self.unknown.append((entry, str(error).splitlines()[0] if str(error) else type(error).__name__))
-                return
+            states, found = _solved(call, found)
+        except FAILURES as error:
+            self.unknown.append((entry, _said(error)))
+            return
+        if found is None:
             self.simulated.append(entry)
-            found = None
-        except (
-            RuntimeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            TypeError,
-        ) as error:  # laws that are not finite break solvers
-            self.unknown.append((entry, str(error).splitlines()[0] if str(error) else type(error).__name__))
-            return
         outputs = [n for n in entry.outputs if self.tape.values[n].is_float]
-        states = [result] if isinstance(result, State) else list(result)
-        if not all(state.fits for state in states):
-            self.unknown.append((entry, "an operand that is known holds samples where its shape does not say so"))
-            return
         for number, state in zip(outputs, states, strict=False):
             self.states[number] = evened(state) if self.drawn else state
         if found is not None and found.trivial:
@@ -227,14 +213,9 @@ class Sweep:
             if all(state is None for state in upstream):
                 continue
             try:
-                if found is None:
-                    grads: Gradients = numerical.backward(call, upstream)
-                elif found.backward is None:
-                    raise NotImplementedError(f"no gradient rule for {call.entry.op}")
-                else:
-                    grads = found.backward(call, upstream[0] if len(upstream) == 1 else upstream)
-            except (NotImplementedError, RuntimeError) as error:
-                self.unknown.append((call.entry, f"backward: {str(error).splitlines()[0]}"))
+                grads = self._returned(call, found, upstream)
+            except FAILURES as error:
+                self.unknown.append((call.entry, f"backward: {_said(error)}"))
                 continue
             for number, state in grads.items():
                 if not self.tape.values[number].is_float:
@@ -242,6 +223,44 @@ class Sweep:
                 before = self.gradients.get(number)
                 total = state if before is None else joined(before, state)
                 self.gradients[number] = evened(total) if self.drawn else total
+
+    def _returned(self, call: Call, found: Rule | None, upstream: list[State | None]) -> Gradients:
+        """Gradients of an entry's inputs, by its rule, else simulated."""
+        if found is not None and found.backward is not None:
+            try:
+                return found.backward(call, upstream[0] if len(upstream) == 1 else upstream)
+            except FAILURES:
+                if not _settled(call):
+                    raise
+        grads = numerical.backward(call, upstream)
+        if all(entry is not call.entry for entry in self.simulated):
+            self.simulated.append(call.entry)
+        return grads
+
+
+def _solved(call: Call, found: Rule | None) -> tuple[list[State], Rule | None]:
+    """States of an entry's floating-point results, by its rule, else simulated; and the rule that made them."""
+    if found is not None:
+        try:
+            result = found.forward(call)
+            states = [result] if isinstance(result, State) else list(result)
+            if all(state.fits for state in states):
+                return states, found
+        except FAILURES:
+            if not _settled(call):
+                raise
+    return numerical.forward(call), None
+
+
+def _settled(call: Call) -> bool:
+    """Whether the laws that an entry reads are finite; those that are not break solvers and draws alike."""
+    read = (call.states[n] for n in call.entry.inputs if n in call.states)
+    return all(bool(torch.isfinite(field).all()) for state in read for field in state.fields)
+
+
+def _said(error: Exception) -> str:
+    """The first line of an exception's message."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def default_projection(shape: tuple[int, ...]) -> torch.Tensor:

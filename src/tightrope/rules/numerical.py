@@ -44,9 +44,9 @@ def forward(call: Call) -> list[State]:
     """
     plan = _plan(call)
     found: list[list[Tensor]] = []
-    with _quiet(call), torch.no_grad():
+    with quiet(call), torch.no_grad():
         for repeat in range(plan.repeats):
-            found.append(_run(call, _draw_all(call, plan, repeat)))
+            found.append(run(call, _draw_all(call, plan, repeat)))
     call.saved["plan"] = plan
     floats = [i for i, n in enumerate(call.entry.outputs) if call.tape.values[n].is_float]
     width = max((call.states[n].width for n in plan.floats), default=0.0)
@@ -57,15 +57,15 @@ def backward(call: Call, upstream: list[State | None]) -> Gradients:
     """Gradient states of the inputs, estimated on the same draws.
 
     Args:
-        call: the operation, after `forward`.
+        call: the operation.
         upstream: gradient of each output.
     """
-    plan: _Plan = call.saved["plan"]
+    plan: _Plan = call.saved["plan"] if "plan" in call.saved else _plan(call)
     found: dict[int, list[Tensor]] = {n: [] for n in plan.floats}
-    with _quiet(call), torch.enable_grad():
+    with quiet(call), torch.enable_grad():
         for repeat in range(plan.repeats):
             draws = {n: x.requires_grad_(True) for n, x in _draw_all(call, plan, repeat).items()}
-            results = _run(call, draws)
+            results = run(call, draws)
             pairs = [
                 (y, _draw(state, call.axes[i], plan, (repeat, "up", i)))
                 for i, (y, state) in enumerate(zip(results, upstream, strict=True))
@@ -98,7 +98,7 @@ class _Plan:
 
 
 @contextmanager
-def _quiet(call: Call) -> Iterator[None]:
+def quiet(call: Call) -> Iterator[None]:
     """The operation's own randomness is the same each time and leaves the global state as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(call.entry.index + 1)
@@ -166,7 +166,7 @@ def _laid(field: Tensor, state: State, axes: Axes) -> Tensor:
     return field.expand(state.shape).reshape(sizes)
 
 
-def _run(call: Call, draws: dict[int, Tensor]) -> list[Tensor]:
+def run(call: Call, draws: dict[int, Tensor]) -> list[Tensor]:
     """The operation itself on the draws, out of place."""
 
     def fill(x: Any) -> Any:
