@@ -89,8 +89,8 @@ def forecast(tape: Tape, sources: dict[int, State] | None = None) -> Forecast:
     states = {number: replace(state, latent=None, nodes=None) for number, state in sweep.states.items()}
     gradients = {number: replace(state, latent=None, nodes=None) for number, state in sweep.gradients.items()}
     return Forecast(
-        tape, Laws(states), Laws(gradients), states, frozenset(sweep.trivial), tuple(sweep.simulated), tuple(sweep.unknown),
-        time.perf_counter() - begin,
+        tape, Laws(states), Laws(gradients), states, frozenset(sweep.trivial), tuple(sweep.simulated),
+        tuple(sweep.unknown), time.perf_counter() - begin,
     )  # fmt: skip
 
 
