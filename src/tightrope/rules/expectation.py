@@ -15,7 +15,7 @@ from torch import Tensor
 from tightrope.roles import Role
 from tightrope.rules.amplitude import CROWD, OMEGA, moved
 from tightrope.rules.chart import Chart, chart
-from tightrope.rules.lags import white
+from tightrope.rules.lags import aligned, by_channel, reach, white
 from tightrope.rules.state import DTYPE, State
 
 SPAN = 8.5
@@ -113,25 +113,23 @@ class Latent:
     def _lags(self, values: Tensor, made: State) -> Tensor | None:
         """Autocorrelation over sites of the function's residual, by the same series."""
         base = self.base
-        variance = base.variance.reshape(-1)
-        if (
-            base.lags is None
-            or variance.numel() not in (1, len(base.lags))
-            or made.residual.numel() != variance.numel()
-        ):
+        if base.lags is None:
             return None
-        shared = levels(base)[2].reshape(-1).expand(variance.shape)
-        residual = base.residual.reshape(-1).expand(variance.shape)
+        variance, shared, residual, made_residual = (
+            by_channel(field) for field in (base.variance, levels(base)[2], base.residual, made.residual)
+        )
+        power = by_channel(torch.movedim(self._filled(self._series(values, PAIR_HERMITE)), -1, 0))
+        if len({len(x) for x in (variance, shared, residual, made_residual, base.lags, power[0])} - {1}) > 1:
+            return None
         safe = variance.clamp(min=1e-300)
-        near = ((shared[:, None, None] + residual[:, None, None] * base.lags) / safe[:, None, None]).clamp(-1, 1)
-        far = (shared / safe).clamp(0, 1)[:, None, None]
+        near, far = ((shared + residual * base.lags) / safe).clamp(-1, 1), (shared / safe).clamp(0, 1)
         covariance, first, second = torch.zeros_like(near), near, far
-        power = self._filled(self._series(values, PAIR_HERMITE))
-        for strength in power.reshape(-1, 1, 1, PAIR_HERMITE).unbind(-1):
+        for strength in power:
             covariance = covariance + strength * (first - second)
             first, second = first * near, second * far
-        found = (covariance / made.residual.reshape(-1, 1, 1).clamp(min=1e-300)).clamp(-1, 1)
-        found[:, found.shape[1] // 2, found.shape[2] // 2] = 1.0
+        found = (covariance / made_residual.clamp(min=1e-300)).clamp(-1, 1)
+        rows, columns = reach(found)
+        found[:, rows, columns] = 1.0
         return found
 
     def _covariance(self, values: Tensor, total: Tensor) -> Tensor | None:
@@ -297,19 +295,18 @@ def product(left: State, right: State) -> State:
 
 def _product_lags(left: State, right: State, made: State) -> Tensor | None:
     """Autocorrelation over sites of the product's residual."""
-    held = left.lags if left.lags is not None else right.lags
-    if held is None:
+    if left.lags is None and right.lags is None:
         return None
-    sizes = {f.numel() for state in (left, right) for f in (state.mean, state.residual, state.sample)} | {len(held)}
-    if len(sizes - {1}) > 1 or made.residual.numel() not in (1, max(sizes)):
-        return None
+    tables = aligned([white(state.residual) if state.lags is None else state.lags for state in (left, right)])
+    residual = by_channel(made.residual)
     near, far = [], []
-    for state in (left, right):
-        shared = (state.mean.square() + levels(state)[2]).reshape(-1, 1, 1)
-        lags = white(held) if state.lags is None else state.lags
-        near.append(shared + state.residual.reshape(-1, 1, 1) * lags)
+    for state, lags in zip((left, right), tables, strict=True):
+        shared = by_channel(state.mean.square() + levels(state)[2])
+        near.append(shared + by_channel(state.residual) * lags)
         far.append(shared)
-    covariance = near[0] * near[1] - far[0] * far[1]
-    found = (covariance / made.residual.reshape(-1, 1, 1).clamp(min=1e-300)).clamp(-1, 1)
-    found[:, found.shape[1] // 2, found.shape[2] // 2] = 1.0
+    if len({len(x) for x in (*near, *far, residual)} - {1}) > 1:
+        return None
+    found = ((near[0] * near[1] - far[0] * far[1]) / residual.clamp(min=1e-300)).clamp(-1, 1)
+    rows, columns = reach(found)
+    found[:, rows, columns] = 1.0
     return found

@@ -61,7 +61,8 @@ def mixed(x: State, matrices: Mapping[int, Tensor], axes: Axes) -> State:
         for name, field in fields.items():
             fields[name] = _along(field, dim, matrix, name, dim in independent[name], resolved and not even)
     lags = None
-    if x.lags is not None and x.residual.shape[2:] == (1, 1) and fields["residual"].shape[2:] == (1, 1):
+    flat = x.residual.ndim == 4 and x.residual.shape[2:] == (1, 1) and fields["residual"].shape[2:] == (1, 1)
+    if x.lags is not None and flat:
         lags, factor = averaged(x.lags, matrices, (2, 3))
         fields["residual"] = x.residual * factor.reshape(1, -1, 1, 1)
     if axes.count(Role.SITE) == 1:

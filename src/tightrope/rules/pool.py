@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from tightrope.rules.elementwise import Adjoint
-from tightrope.rules.expectation import Latent, latent, levels
-from tightrope.rules.lags import REACH, SIDE, white
+from tightrope.rules.expectation import SPAN, Latent, latent, levels
+from tightrope.rules.lags import by_channel, reach, resized, trimmed, white, window_pairs
 from tightrope.rules.mixing import mixed, window_average
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import collapsed, settled
-from tightrope.rules.state import State
+from tightrope.rules.state import DTYPE, State
 
 _AVERAGE = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 _ADAPTIVE = ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
@@ -26,6 +26,10 @@ _MAXIMUM = ("max_pool1d", "max_pool2d", "max_pool3d")
 _ADAPTIVE_MAXIMUM = ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 SHARED_NODES = 7
 """Gauss-Hermite nodes for what the elements of a window share."""
+MOST_ELEMENTS, POINTS = 25, 4096
+"""Largest window whose correlations are integrated over, and points of that integral: 0.5 % of the maximum."""
+MOST_SHARED = 0.97
+"""Largest share: the rest still spans a few quadrature nodes."""
 
 
 def _dims(call: Call) -> list[int]:
@@ -95,26 +99,34 @@ def max_pool(call: Call) -> State:
     variable = x.latent if isinstance(x.latent, Latent) else latent(x)
     values = x.nodes if isinstance(x.latent, Latent) and x.nodes is not None else variable.z
     base = variable.base
-    shared = _share(base)
+    shared, together = _shares(base, call)
     order = values.argsort(-1)
     mean = sample = second = torch.zeros_like(variable.z[..., 0])
     won = torch.zeros_like(variable.weights * values)
-    for size, share in _sizes(call).items():
-        for node, chance in _hermite(bool((shared > 1e-6).any())):
-            weights = _given(variable, shared, node)
-            below = _rising(variable, values, shared, node)
-            top = _largest(weights.expand_as(values), below, order, size)
-            inner = (top * values).sum(-1)
+    local = bool((together - shared > 1e-6).any())
+    alike = _alike(call, base) if local else 1.0
+    for count, share in _sizes(call).items():
+        size = 1 + (count - 1) * alike
+        for outer, chance in _hermite(bool((shared > 1e-6).any())):
+            inner = torch.zeros_like(mean)
+            for near, odds in _hermite(local):
+                centre = shared.sqrt() * outer + (together - shared).sqrt() * near
+                weights = _given(variable, together, centre)
+                below = _rising(variable, values, together, centre)
+                top = _largest(weights.expand_as(values), below, order, size)
+                inner = inner + odds * (top * values).sum(-1)
+                second = second + share * chance * odds * (top * values.square()).sum(-1)
+                won = won + share * chance * odds * top
             mean = mean + share * chance * inner
             sample = sample + share * chance * inner.square()
-            second = second + share * chance * (top * values.square()).sum(-1)
-            won = won + share * chance * top
     sample = (sample - mean.square()).clamp(min=0)
     residual = (second - mean.square() - sample).clamp(min=0)
     call.saved.update(variable=variable, won=won, x=x)
     made = settled(State.of(call.axes[0], mean, sample=sample, residual=residual, width=x.width))
     if len(_site_dims(call)) != 2 or made.residual[0, 0].numel() > 1 or call.entry.op.startswith("adaptive"):
         return made
+    if base.lags is not None:
+        return replace(made, lags=_between_windows(call, base.lags))
     return replace(made, lags=_overlapping(call, variable.weights.expand_as(values), values, order))
 
 
@@ -122,9 +134,7 @@ def _overlapping(call: Call, weights: Tensor, values: Tensor, order: Tensor) -> 
     """Autocorrelation of maxima whose windows overlap: with U the maximum of what two windows share and V, W those
     of the rest, E[max(U, V) max(U, W)] is the mean over U of E[max(U, V) | U]^2.
     """
-    kernel = _many(call.argument(1, "kernel_size"), 2)
-    stride = call.argument(2, "stride")
-    strides = _many(stride, 2) if stride not in (None, [], ()) else kernel
+    kernel, strides, _ = _windows(call)
     if all(s >= k for s, k in zip(strides, kernel, strict=True)):
         return None
     size = math.prod(kernel)
@@ -132,8 +142,9 @@ def _overlapping(call: Call, weights: Tensor, values: Tensor, order: Tensor) -> 
     top = _largest(weights, None, order, size).gather(-1, order)
     mean = (top * value).sum(-1)
     variance = (top * value.square()).sum(-1) - mean.square()
-    lags = white(values).expand(mean.numel(), SIDE, SIDE).clone()
-    for a, b in itertools.product(range(REACH + 1), repeat=2):
+    edges = [(k - 1) // s for k, s in zip(kernel, strides, strict=True)]
+    lags = resized(white(values).expand(mean.numel(), 1, 1), *edges).clone()
+    for a, b in itertools.product(*(range(edge + 1) for edge in edges)):
         both = max(kernel[0] - strides[0] * a, 0) * max(kernel[1] - strides[1] * b, 0)
         if not 0 < both < size:
             continue
@@ -145,7 +156,7 @@ def _overlapping(call: Call, weights: Tensor, values: Tensor, order: Tensor) -> 
         covariance = (shared * given.square()).sum(-1) - (shared * given).sum(-1).square()
         found = (covariance / variance.clamp(min=1e-300)).clamp(0, 1).reshape(-1)
         for i, j in itertools.product({-a, a}, {-b, b}):
-            lags[:, REACH + i, REACH + j] = found
+            lags[:, edges[0] + i, edges[1] + j] = found
     return lags
 
 
@@ -188,11 +199,67 @@ def _even(call: Call) -> State:
     return flat
 
 
-def _share(base: State) -> Tensor:
-    """Fraction of the variance that the elements of a window share."""
-    together = levels(base)[2]
-    share = together / base.variance.clamp(min=1e-300)
-    return torch.where(base.variance > 0, share, torch.zeros_like(share)).clamp(0, 0.9)
+def _between_windows(call: Call, lags: Tensor) -> Tensor | None:
+    """Autocorrelation of the maxima of correlated elements: that of the windows' averages."""
+    kernel, strides, dilation = _windows(call)
+    own = window_pairs(lags, kernel, dilation, (0, 0)).clamp(min=1e-12)
+    after = [edge // step for edge, step in zip(reach(lags), strides, strict=True)]
+    made = lags.new_zeros(len(lags), *(2 * edge + 1 for edge in after))
+    for a, b in itertools.product(*(range(-edge, edge + 1) for edge in after)):
+        pairs = window_pairs(lags, kernel, dilation, (a * strides[0], b * strides[1]))
+        made[:, a + after[0], b + after[1]] = (pairs / own).clamp(-1, 1)
+    return trimmed(made)
+
+
+def _windows(call: Call) -> tuple[list[int], list[int], list[int]]:
+    """Kernel, stride and dilation along the site dimensions."""
+    rank = len(_site_dims(call))
+    kernel, stride = _many(call.argument(1, "kernel_size"), rank), call.argument(2, "stride")
+    strides = _many(stride, rank) if stride not in (None, [], ()) else kernel
+    return kernel, strides, _many(call.argument(4, "dilation", 1), rank)
+
+
+def _shares(base: State, call: Call) -> tuple[Tensor, Tensor]:
+    """Fractions of the variance that all elements of a sample share, and that those of a window share."""
+    safe = base.variance.clamp(min=1e-300)
+    share = torch.where(base.variance > 0, levels(base)[2] / safe, torch.zeros_like(safe)).clamp(0, MOST_SHARED)
+    if base.lags is None or len(_site_dims(call)) != 2 or call.entry.op.startswith("adaptive"):
+        return share, share
+    kernel, _, dilation = _windows(call)
+    size = math.prod(kernel)
+    if size == 1:
+        return share, share
+    pairs = (window_pairs(base.lags, kernel, dilation, (0, 0)) * size - 1) / (size - 1)
+    own = torch.where(base.variance > 0, base.residual / safe, torch.zeros_like(safe))
+    return share, torch.maximum(share + own * pairs.reshape(1, -1, 1, 1), share).clamp(max=MOST_SHARED)
+
+
+def _alike(call: Call, base: State) -> float:
+    """How many further elements of a window count, as a fraction: with equal correlation of all pairs, that number of
+    elements has the expected maximum that the window has with its own correlations. Neighbours are more alike than the
+    average pair, so that a window of a smooth map has fewer than it holds.
+    """
+    kernel, _, dilation = _windows(call)
+    size = math.prod(kernel)
+    assert base.lags is not None
+    edges = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
+    shared, residual, variance = (by_channel(f) for f in (levels(base)[2], base.residual, base.variance))
+    table = ((shared + residual * resized(base.lags, *edges)) / variance.clamp(min=1e-300)).mean(0)
+    rows, columns = edges
+    sites = [(i * dilation[0], j * dilation[1]) for i in range(kernel[0]) for j in range(kernel[1])]
+    matrix = torch.stack([torch.stack([table[rows + c - a, columns + d - b] for c, d in sites]) for a, b in sites])
+    mean = float((matrix.sum() - size) / (size * (size - 1)))
+    if not 0 < mean < MOST_SHARED or size > MOST_ELEMENTS:
+        return 1.0
+    values, vectors = torch.linalg.eigh(matrix)
+    points = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(POINTS, dtype=DTYPE)
+    normal = torch.special.ndtri(points.clamp(1e-12, 1 - 1e-12))
+    expected = float((normal @ (vectors * values.clamp(min=0).sqrt()).T).amax(1).mean()) / math.sqrt(1 - mean)
+    z = torch.linspace(-SPAN, SPAN, 801, dtype=DTYPE)
+    counts = torch.linspace(1.0, float(size), 65, dtype=DTYPE)
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
+    maxima = counts * (torch.special.ndtr(z)[:, None] ** (counts - 1) * (z * density)[:, None]).sum(0)
+    return (float(np.interp(expected, maxima, counts)) - 1) / (size - 1)
 
 
 def _hermite(needed: bool) -> list[tuple[float, float]]:
@@ -202,18 +269,18 @@ def _hermite(needed: bool) -> list[tuple[float, float]]:
     return [(float(x), float(w / weights.sum())) for x, w in zip(nodes, weights, strict=True)]
 
 
-def _given(variable: Latent, shared: Tensor, node: float) -> Tensor:
-    """Weights of the variable's nodes given the shared part's value."""
+def _given(variable: Latent, shared: Tensor, centre: Tensor) -> Tensor:
+    """Weights of the variable's nodes given the value of what a window shares, in standard deviations."""
     rho = shared.unsqueeze(-1)
     if not bool((shared > 1e-6).any()):
         return variable.weights
     xi = variable.xi
-    log = xi.square() / 2 - (xi - rho.sqrt() * node).square() / (2 * (1 - rho)) - 0.5 * torch.log1p(-rho)
+    log = xi.square() / 2 - (xi - centre.unsqueeze(-1)).square() / (2 * (1 - rho)) - 0.5 * torch.log1p(-rho)
     weights = variable.weights * log.clamp(max=700).exp()
     return weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
 
 
-def _largest(weights: Tensor, below: Tensor | None, order: Tensor, size: int) -> Tensor:
+def _largest(weights: Tensor, below: Tensor | None, order: Tensor, size: float) -> Tensor:
     """Probabilities of the nodes for the largest of `size` independent draws.
 
     Args:
@@ -231,12 +298,12 @@ def _largest(weights: Tensor, below: Tensor | None, order: Tensor, size: int) ->
     return torch.zeros_like(weights).scatter(-1, order, top)
 
 
-def _rising(variable: Latent, values: Tensor, shared: Tensor, node: float) -> Tensor | None:
+def _rising(variable: Latent, values: Tensor, shared: Tensor, centre: Tensor) -> Tensor | None:
     """Probability that another draw of the variable is smaller, if the values rise with it."""
     if bool((values.diff(dim=-1) < -1e-12).any()):
         return None
     rho = shared.unsqueeze(-1)
-    below: Tensor = torch.special.ndtr((variable.xi - rho.sqrt() * node) / (1 - rho).sqrt())
+    below: Tensor = torch.special.ndtr((variable.xi - centre.unsqueeze(-1)) / (1 - rho).sqrt())
     return below
 
 

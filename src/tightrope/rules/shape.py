@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes
-from tightrope.rules.lags import white
+from tightrope.rules.lags import aligned, white
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import settled
 from tightrope.rules.state import State, state_shape, zero
@@ -159,8 +159,8 @@ def joined(call: Call) -> State:
     made = State.from_fields(call.axes[0], (mean, *parts), width=max(s.width for s in states))
     if dim != 1 or all(s.lags is None for s in states) or any(s.residual[0, 0].numel() > 1 for s in states):
         return made
-    held = [(white(mean) if s.lags is None else s.lags).expand(n, -1, -1) for s, n in zip(states, sizes, strict=True)]
-    return replace(made, lags=torch.cat(held))
+    held = aligned([white(mean) if s.lags is None else s.lags for s in states])
+    return replace(made, lags=torch.cat([lags.expand(n, -1, -1) for lags, n in zip(held, sizes, strict=True)]))
 
 
 @joined.gradient

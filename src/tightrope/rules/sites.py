@@ -24,7 +24,7 @@ def collapsed(state: State, sites: Sequence[int]) -> State:
     mean = state.mean.mean(over, keepdim=True)
     spread = (state.mean - mean).square().mean(over, keepdim=True)
     flat = state.map(lambda f: f.mean(over, keepdim=True))
-    return replace(flat, mean=mean, site=flat.site + spread)
+    return replace(flat, mean=mean, site=flat.site + spread, lags=state.lags)
 
 
 def site_dims(state: State) -> list[int]:

@@ -22,11 +22,13 @@ from torch import Tensor
 from tightrope.law import COMPONENTS, Law
 from tightrope.roles import Axes, Role
 from tightrope.rules.amplitude import of_rows
-from tightrope.rules.lags import blended
+from tightrope.rules.lags import CROSS_CHANNELS, Cross, autocovariance, blended, reach, trimmed
 
 DTYPE = torch.float64
 EVEN = 1e-9
 """Relative variation along a dimension that is rounding and no structure."""
+MAP = 1024
+"""Elements of a picture from which on its law is taken to be the same at all sites."""
 COVARIANCE_CHANNELS = 640
 """Most channels for which covariances between channels are carried: three matrix products a layer."""
 
@@ -53,8 +55,9 @@ class State:
             alike.
         memory: correlation of that amplitude with the one before the operation that made this tensor.
         gain: of gradients and slopes, their energy at each amplitude over its mean.
-        lags: autocorrelation of `residual` over small lags of two site dimensions, (channel or 1, lag, lag), where
-            the law is the same at all sites. None: sites vary independently. See `lags`.
+        lags: autocorrelation of `residual` over two site dimensions, (channel or 1, lag, lag). None: sites vary
+            independently. See `lags`.
+        cross: covariances between the channels of an input of few channels, by lag. See `lags`.
     """
 
     axes: Axes
@@ -71,6 +74,7 @@ class State:
     memory: float = 0.0
     gain: Tensor | None = None
     lags: Tensor | None = None
+    cross: Cross | None = None
 
     @classmethod
     def of(
@@ -120,6 +124,8 @@ class State:
                 return made
             return replace(made, covariance=_shrunk(spread.reshape(rows, -1)), amplitude=of_rows(x.reshape(rows, -1)))
         # Within a sample, sites share `sample`: the mean covariance of two different sites.
+        if len(axes.dims) == 4 and over == [0] and sites == [2, 3] and math.prod(shape) > MAP:
+            return _stationary(axes, x, len(x) - 1)
         n = 1
         for i in sites:
             n *= layout[i].size
@@ -186,6 +192,7 @@ class State:
             residual=self.residual * f.square(),
             latent=None,
             nodes=None,
+            cross=None,
         )
 
     def plus(self, other: State) -> State:
@@ -201,7 +208,7 @@ class State:
         lags = blended([(state.residual, state.lags) for state in (self, other)])
         return replace(
             self, **parts, width=width, latent=None, nodes=None, covariance=covariance, amplitude=amplitude, gain=gain,
-            lags=lags,
+            lags=lags, cross=None,
         )  # fmt: skip
 
     def moved(self) -> State:
@@ -258,6 +265,43 @@ def _population(mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor]
     keep = max(0.0, 1.0 - noise / square) if square > 0 else 0.0
     # Below a tenth of a standard deviation in all, a map of means is not worth its cost.
     return mean * (keep**0.5 if keep * square > 0.01 * noise * n else 0.0), variance
+
+
+def _stationary(axes: Axes, x: Tensor, degrees: int) -> State:
+    """The state of pictures, whose law is taken to be the same at all sites: mean and components of each channel,
+    and the autocorrelation of what a sample's sites do not share.
+
+    Args:
+        axes: of the tensor.
+        x: (sample, channel, height, width).
+        degrees: of freedom of the samples' means.
+    """
+    sites = x.shape[2] * x.shape[3]
+    mean = x.mean((0, 2, 3), keepdim=True)
+    deviations = x - mean
+    levels = deviations.mean((2, 3))
+    inner = deviations - levels[:, :, None, None]
+    own = inner.square().mean((0, 2, 3))
+    # Means of samples wander by what their sites do not share, too.
+    products = autocovariance(inner)
+    channels, (rows, columns) = range(x.shape[1]), reach(products)
+    white_share = products[channels, channels].sum((1, 2)).clamp(min=0) / sites
+    between = levels.T @ levels / degrees
+    variance = between.diagonal()
+    keep = torch.where(variance > 0, (variance - white_share).clamp(min=0) / variance.clamp(min=1e-300), variance * 0)
+    shared, residual = variance * keep, own
+    centre = products[channels, channels, rows, columns].clamp(min=1e-300)
+    lags = trimmed(products[channels, channels] / centre[:, None, None])
+    noise = 3 / math.sqrt(x.shape[0] * sites)
+    if lags is not None and bool((lags.abs() > noise).sum() <= len(lags) * 2):
+        lags = None
+    made = State.of(
+        axes, mean, sample=shared.reshape(1, -1, 1, 1), residual=residual.reshape(1, -1, 1, 1)
+    )  # fmt: skip
+    few = 1 < x.shape[1] <= CROSS_CHANNELS or (x.shape[1] == 1 and lags is not None)
+    root = keep.sqrt()
+    cross = Cross(between * root[:, None] * root, products) if few else None
+    return replace(made, lags=lags, cross=cross)
 
 
 def _shrunk(deviations: Tensor) -> Tensor:
