@@ -67,7 +67,7 @@ def timm_model(name: str, kind: str) -> tuple[nn.Module, Tensor]:
 
     if kind == "any":
         edge = SQUARE
-        for size in (SQUARE, 128, 224):
+        for size in (SQUARE, 128, 224, 256):
             edge = size
             try:
                 model = timm.create_model(name, num_classes=10).eval()

@@ -228,7 +228,9 @@ class Sweep:
         """Gradients of an entry's inputs, by its rule, else simulated."""
         if found is not None and found.backward is not None:
             try:
-                return found.backward(call, upstream[0] if len(upstream) == 1 else upstream)
+                grads = found.backward(call, upstream[0] if len(upstream) == 1 else upstream)
+                if all(state.fits for state in grads.values()):
+                    return grads
             except FAILURES:
                 if not _settled(call):
                     raise

@@ -35,8 +35,24 @@ def infer(tape: Tape, entry: Entry, known: dict[int, Axes]) -> list[Axes]:
     for position, number in enumerate(entry.outputs):
         shape = tape.values[number].shape
         axes = _travel(entry, inputs, shape, position) if inputs else _from_nothing(shape, tape.samples)
-        found.append(axes if axes.shape == shape else _by_size(inputs, shape, tape.samples))
+        axes = axes if axes.shape == shape else _by_size(inputs, shape, tape.samples)
+        found.append(_batched(axes, tape.values[number], entry, inputs, tape.samples))
     return found
+
+
+_COPYING = frozenset({"expand", "expand_as", "broadcast_to", "repeat", "tile"})
+
+
+def _batched(axes: Axes, value: Value, entry: Entry, inputs: list[Axes], samples: int | None) -> Axes:
+    """What holds no samples, is copied to the batch's length or is known, and is as long as the batch, has samples.
+
+    A class token is repeated for every sample; the ids of a sentence's parts and a mask are made for the whole batch.
+    """
+    if len(axes.dims) < 2 or samples is None or samples < 2 or axes.shape[0] != samples or axes.count(Role.SAMPLE) > 1:
+        return axes
+    copied = entry.op in _COPYING and (len(inputs[0].dims) < len(axes.dims) or inputs[0].shape[0] == 1)
+    known = value.kind is Kind.KNOWN and (len(axes.dims) > 2 or axes.shape.count(samples) == 1)
+    return Axes((_one(Role.SAMPLE, samples), *axes.dims[1:])) if copied or known else axes
 
 
 def _from_nothing(shape: tuple[int, ...], samples: int | None) -> Axes:
