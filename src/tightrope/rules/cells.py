@@ -1,181 +1,267 @@
-"""One step of a recurrent cell, forward and backward, on the laws of its gates.
+"""One step of a recurrent cell, forward and backward, on the laws of its gates and their covariances over time.
 
-Gates read different rows of the weights and are independent of each other and of the cell's own memory.
+Gates read different rows of the weights and are independent of each other and of the cell's own memory. What a memory
+gathers from several steps is correlated as the gates and candidates of those steps are.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tightrope.roles import Axes, Axis, Role
-from tightrope.rules.expectation import latent, product
+from tightrope.rules.course import TINY, Course, Rows, added, merged, times
+from tightrope.rules.expectation import latent
 from tightrope.rules.state import State
 
-Kept = Any
-Forward = Callable[[State, State, list[State]], tuple[list[State], Kept]]
-Backward = Callable[[Kept, State, State], tuple[State, State, "State | None", State]]
+TERMS = 7
+"""Terms of the Hermite series of a gate; the rest of its variance takes the next power."""
+
+Function = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A recurrent cell.
+class Activation:
+    """A function of a gate's input and its derivative, with covariances over the steps so far.
+
+    The covariance of f(z_t) and f(z_s) with correlation r is the sum over j of h_j(t) h_j(s) r^j, where
+    h_j(t) = E[f(m_t + s_t xi) He_j(xi)] / sqrt(j!).
+    """
+
+    def __init__(self, levels: int, function: Function, slope: Function, kinks: tuple[float, ...] = ()) -> None:
+        self.functions, self.kinks = (function, slope), kinks
+        self.value, self.slope = Course(levels), Course(levels)
+        self._std: list[Tensor] = []
+        self._mean: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._terms: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def __call__(self, z: Rows) -> Rows:
+        """The function's value at the newest step; its slope is kept."""
+        mean, variance = z.mean[-1], z.variance[0]
+        axes = Axes(((Axis(Role.CHANNEL, mean.numel()),),))
+        variable = latent(State.of(axes, mean, residual=variance), self.kinks)
+        self._std.append(variance.sqrt())
+        std = torch.stack(self._std)
+        r = (z.cov / (std[-1] * std).clamp(min=TINY)).clamp(-1, 1)
+        made = []
+        for place, course in enumerate((self.value, self.slope)):
+            rows = self._law(place, variable.xi, variable.weights, self.functions[place](variable.z), r)
+            course.put(rows)
+            made.append(rows)
+        return made[0]
+
+    def _law(self, place: int, xi: Tensor, weights: Tensor, values: Tensor, r: Tensor) -> Rows:
+        mean = (values * weights).sum(-1)
+        total = ((values - mean.unsqueeze(-1)).square() * weights).sum(-1)
+        terms, previous, current = [], torch.ones_like(xi), xi
+        for j in range(1, TERMS + 1):
+            terms.append((values * current * weights).sum(-1))
+            previous, current = current, (xi * current - math.sqrt(j) * previous) / math.sqrt(j + 1)
+        rest = total - torch.stack(terms).square().sum(0)
+        self._terms[place].append(torch.stack([*terms, rest.clamp(min=0).sqrt()]))
+        self._mean[place].append(mean)
+        held = torch.stack(self._terms[place])
+        cov = torch.zeros_like(r)
+        for j in reversed(range(TERMS + 1)):
+            cov = (cov + held[-1, j] * held[:, j]) * r
+        cov[0, -1] = total
+        return Rows(torch.stack(self._mean[place]), cov)
+
+
+def _sigmoid(levels: int) -> Activation:
+    return Activation(levels, torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x))
+
+
+def _tanh(levels: int) -> Activation:
+    return Activation(levels, torch.tanh, lambda x: 1 - x.tanh().square())
+
+
+def _relu(levels: int) -> Activation:
+    return Activation(levels, torch.relu, lambda x: (x > 0).to(x.dtype), (0.0,))
+
+
+class Cell(ABC):
+    """A recurrent cell on its way over the steps, and back.
+
+    Args:
+        levels: of the courses.
+        start: the states before the first step.
 
     Attributes:
         gates: how many blocks of rows its weights have.
-        forward: (input's part of the gates, hidden's part, states before) to (states after, what to keep).
-        backward: (kept, gradient of the hidden state, gradient of the memory) to gradients of the input's part, of
-            the hidden's part, of the hidden state before on the direct way, of the memory before.
+        memories: how many states it carries.
     """
 
     gates: int
-    forward: Forward
-    backward: Backward
+    memories = 1
 
+    def __init__(self, levels: int, start: list[Course]) -> None:
+        self.levels = levels
+        self.hidden = start[0]
 
-@dataclass(frozen=True)
-class Gate:
-    """A function of a gate's input and its derivative."""
+    @abstractmethod
+    def step(self, driven: Rows, fed: Rows) -> Rows:
+        """The hidden state after a step, beside those of the steps before, from both parts of the gates' inputs."""
 
-    value: State
-    slope: State
+    @abstractmethod
+    def turn(self, memory: Course) -> None:
+        """Prepare for the way back, on which the last step is the first.
 
+        Args:
+            memory: gradient of the last memory, one step.
+        """
 
-def stripped(x: State) -> State:
-    """The law without what only rows of few channels carry; what varies within a sample counts as its own."""
-    return State(x.axes, *x.fields, width=x.width)
+    @abstractmethod
+    def back(self, hidden: Rows) -> tuple[Rows, Rows]:
+        """Gradients of the input's and the hidden state's part of the gates' inputs, from that of the hidden state."""
 
+    def direct(self) -> Rows | None:
+        """Gradient of the hidden state before the first step that did not pass the weights."""
+        return None
 
-def _gate(z: State, function: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor], *kinks: float) -> Gate:
-    variable = latent(stripped(z), kinks)
-    return Gate(stripped(variable.state(function(variable.z))), stripped(variable.state(slope(variable.z))))
-
-
-def _sigmoid(z: State) -> Gate:
-    return _gate(z, torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x))
-
-
-def _tanh(z: State) -> Gate:
-    return _gate(z, torch.tanh, lambda x: 1 - x.tanh().square())
-
-
-def _relu(z: State) -> Gate:
-    return _gate(z, torch.relu, lambda x: (x > 0).to(x.dtype), 0.0)
-
-
-def _blocks(x: State, count: int) -> list[State]:
-    """The gates' blocks of channels."""
-    width = x.axes.shape[-1] // count
-    axes = Axes((*x.axes.dims[:-1], (Axis(Role.CHANNEL, width),)))
-
-    def block(i: int) -> Callable[[Tensor], Tensor]:
-        return lambda f: f if f.shape[-1] == 1 else f[..., i * width : (i + 1) * width]
-
-    return [x.map(block(i), axes) for i in range(count)]
-
-
-def _merged(blocks: list[State]) -> State:
-    """Blocks side by side."""
-    width = blocks[0].axes.shape[-1]
-    axes = Axes((*blocks[0].axes.dims[:-1], (Axis(Role.CHANNEL, len(blocks) * width),)))
-    fields = []
-    for i in range(5):
-        parts = [b.fields[i] for b in blocks]
-        lead = torch.broadcast_shapes(*(f.shape[:-1] for f in parts))
-        alike = all(f.shape[-1] == 1 for f in parts) and all(bool((f == parts[0]).all()) for f in parts)
-        fields.append(parts[0] if alike else torch.cat([f.expand(*lead, width) for f in parts], -1))
-    return State.from_fields(axes, fields, width=blocks[0].width)
-
-
-def coherent(left: State, right: State) -> State:
-    """The sum of two tensors that follow a sample's shared part alike."""
-    made = left.plus(right)
-
-    def together(a: Tensor, b: Tensor) -> Tensor:
-        return (a.clamp(min=0).sqrt() + b.clamp(min=0).sqrt()).square()
-
-    return replace(made, constant=together(left.constant, right.constant), sample=together(left.sample, right.sample))
-
-
-# -- LSTM ----------------------------------------------------------------------------------------
-
-
-def _lstm(driven: State, fed: State, states: list[State]) -> tuple[list[State], Kept]:
-    """c' = f c + i g, h' = o tanh(c')."""
-    i, f, g, o = (
-        kind(z) for kind, z in zip((_sigmoid, _sigmoid, _tanh, _sigmoid), _blocks(driven.plus(fed), 4), strict=True)
-    )
-    before = states[1]
-    memory = stripped(coherent(product(f.value, before), product(i.value, g.value)))
-    out = _tanh(memory)
-    hidden = stripped(product(o.value, out.value))
-    return [hidden, memory], (i, f, g, o, out, before)
-
-
-def _lstm_back(kept: Kept, hidden: State, memory: State) -> tuple[State, State, State | None, State]:
-    i, f, g, o, out, before = kept
-    into = coherent(product(product(hidden, o.value), out.slope), memory)
-    gates = [
-        product(product(into, g.value), i.slope), product(product(into, before), f.slope),
-        product(product(into, i.value), g.slope), product(product(hidden, out.value), o.slope),
-    ]  # fmt: skip
-    made = stripped(_merged(gates))
-    return made, made, None, stripped(product(into, f.value))
-
-
-# -- GRU -----------------------------------------------------------------------------------------
-
-
-def _gru(driven: State, fed: State, states: list[State]) -> tuple[list[State], Kept]:
-    """h' = (1 - z) n + z h with n = tanh(x_n + r h_n)."""
-    (xr, xz, xn), (hr, hz, hn) = _blocks(driven, 3), _blocks(fed, 3)
-    r, z = _sigmoid(xr.plus(hr)), _sigmoid(xz.plus(hz))
-    n = _tanh(xn.plus(product(r.value, hn)))
-    before = states[0]
-    rest = replace(z.value, mean=1 - z.value.mean)
-    made = coherent(product(rest, n.value), product(z.value, before))
-    # One gate weighs both: Cov((1 - z) n, z h) = -Var(z) E[n] E[h].
-    tied = 2 * n.value.mean * before.mean
-    parts = {
-        k: (getattr(made, k) - tied * getattr(z.value, k)).clamp(min=0)
-        for k in ("constant", "sample", "site", "residual")
-    }
-    hidden = stripped(replace(made, **parts))
-    return [hidden], (r, z, n, hn, before, rest)
-
-
-def _gru_back(kept: Kept, hidden: State, memory: State) -> tuple[State, State, State | None, State]:
-    r, z, n, hn, before, rest = kept
-    into = product(product(hidden, rest), n.slope)
-    update = product(product(hidden, before.plus(n.value.scaled(-1.0))), z.slope)
-    reset = product(product(into, hn), r.slope)
-    driven = stripped(_merged([reset, update, into]))
-    fed = stripped(_merged([reset, update, product(into, r.value)]))
-    return driven, fed, stripped(product(hidden, z.value)), memory
+    def memory(self) -> Rows | None:
+        """Gradient of the memory before the first step."""
+        return None
 
 
 # -- plain ---------------------------------------------------------------------------------------
 
 
-def _plain(kind: Callable[[State], Gate]) -> Cell:
-    def forward(driven: State, fed: State, states: list[State]) -> tuple[list[State], Kept]:
-        made = kind(driven.plus(fed))
-        return [made.value], made
+class Plain(Cell):
+    """h' = f(x + W h)."""
 
-    def backward(kept: Kept, hidden: State, memory: State) -> tuple[State, State, State | None, State]:
-        made = stripped(product(hidden, kept.slope))
-        return made, made, None, memory
+    gates = 1
+    kind: Callable[[int], Activation]
 
-    return Cell(1, forward, backward)
+    def __init__(self, levels: int, start: list[Course]) -> None:
+        super().__init__(levels, start)
+        self.activation = type(self).kind(levels)
+
+    def step(self, driven: Rows, fed: Rows) -> Rows:
+        return self.activation(driven.plus(fed))
+
+    def turn(self, memory: Course) -> None:
+        self.place = 0
+        self.slope = self.activation.slope.flipped()
+
+    def back(self, hidden: Rows) -> tuple[Rows, Rows]:
+        made = times(hidden, self.slope.rows(self.place))
+        self.place += 1
+        return made, made
 
 
-CELLS = {
-    "lstm": Cell(4, _lstm, _lstm_back),
-    "gru": Cell(3, _gru, _gru_back),
-    "rnn_tanh": _plain(_tanh),
-    "rnn_relu": _plain(_relu),
-}
+class PlainTanh(Plain):
+    """A plain cell with tanh."""
+
+    kind = staticmethod(_tanh)
+
+
+class PlainRelu(Plain):
+    """A plain cell with ReLU."""
+
+    kind = staticmethod(_relu)
+
+
+# -- LSTM ----------------------------------------------------------------------------------------
+
+
+class Lstm(Cell):
+    """c' = f c + i g, h' = o tanh(c')."""
+
+    gates, memories = 4, 2
+
+    def __init__(self, levels: int, start: list[Course]) -> None:
+        super().__init__(levels, start)
+        self.activations = [kind(levels) for kind in (_sigmoid, _sigmoid, _tanh, _sigmoid)]
+        self.out = _tanh(levels)
+        self.cell = start[1]
+        self.last = self.cell.rows()
+
+    def step(self, driven: Rows, fed: Rows) -> Rows:
+        parts = driven.plus(fed).blocks(4)
+        i, f, g, o = (activation(z) for activation, z in zip(self.activations, parts, strict=True))
+        self.last = added(f, self.last, times(i, g))
+        self.cell.put(self.last)
+        return times(o, self.out(self.last.since(1)))
+
+    def turn(self, memory: Course) -> None:
+        self.place = 0
+        self.values = [a.value.flipped() for a in self.activations]
+        self.slopes = [a.slope.flipped() for a in self.activations]
+        self.before = self.cell.part(0, -1).flipped()
+        self.squashed, self.bend = self.out.value.flipped(), self.out.slope.flipped()
+        self.forget = self.values[1].delayed()
+        self.into = memory.rows()
+
+    def back(self, hidden: Rows) -> tuple[Rows, Rows]:
+        k = self.place
+        i, _, g, o = (course.rows(k) for course in self.values)
+        i_slope, f_slope, g_slope, o_slope = (course.rows(k) for course in self.slopes)
+        self.into = added(self.forget.rows(k), self.into, times(hidden, o, self.bend.rows(k)))
+        into = self.into.since(1)
+        made = merged([
+            times(into, g, i_slope), times(into, self.before.rows(k), f_slope),
+            times(into, i, g_slope), times(hidden, self.squashed.rows(k), o_slope),
+        ])  # fmt: skip
+        self.place += 1
+        return made, made
+
+    def memory(self) -> Rows:
+        return times(self.into.since(1), self.values[1].rows(self.place - 1))
+
+
+# -- GRU -----------------------------------------------------------------------------------------
+
+
+class Gru(Cell):
+    """h' = (1 - z) n + z h with n = tanh(x_n + r h_n), one gate for both: h' = Z h + (1 - Z) n + (z - Z) (h - n)."""
+
+    gates = 3
+
+    def __init__(self, levels: int, start: list[Course]) -> None:
+        super().__init__(levels, start)
+        self.reset, self.update, self.new = _sigmoid(levels), _sigmoid(levels), _tanh(levels)
+        self.lifted, self.step_size = Course(levels), Course(levels)
+        self.last = self.hidden.rows()
+
+    def step(self, driven: Rows, fed: Rows) -> Rows:
+        (xr, xz, xn), (hr, hz, hn) = driven.blocks(3), fed.blocks(3)
+        r, z = self.reset(xr.plus(hr)), self.update(xz.plus(hz))
+        n = self.new(xn.plus(times(r, hn)))
+        rest = 1 - z.mean
+        difference = Rows(self.last.mean - n.mean, self.last.cov + n.cov)
+        fresh = Rows(rest * n.mean, rest[-1] * rest * n.cov)
+        made = added(z, self.last, fresh, difference.moment)
+        self.lifted.put(hn)
+        self.step_size.put(difference)
+        self.last = made
+        return made
+
+    def turn(self, memory: Course) -> None:
+        self.place = 0
+        self.values = [a.value.flipped() for a in (self.reset, self.update, self.new)]
+        self.slopes = [a.slope.flipped() for a in (self.reset, self.update, self.new)]
+        self.lifted, self.step_size = self.lifted.flipped(), self.step_size.flipped()
+        self.keep = self.values[1].delayed()
+        self.into = Rows(torch.zeros_like(self.keep.mean[:1]), torch.zeros_like(self.keep.std[:, :1]))
+
+    def back(self, hidden: Rows) -> tuple[Rows, Rows]:
+        k = self.place
+        r, z, _ = (course.rows(k) for course in self.values)
+        r_slope, z_slope, n_slope = (course.rows(k) for course in self.slopes)
+        self.into = added(self.keep.rows(k), self.into, hidden)
+        whole = self.into.since(1)
+        into = times(whole, z.minus_from_one(), n_slope)
+        update = times(whole, self.step_size.rows(k), z_slope)
+        reset = times(into, self.lifted.rows(k), r_slope)
+        self.place += 1
+        return merged([reset, update, into]), merged([reset, update, times(into, r)])
+
+    def direct(self) -> Rows:
+        return times(self.into.since(1), self.values[1].rows(self.place - 1))
+
+
+CELLS: dict[str, type[Cell]] = {"lstm": Lstm, "gru": Gru, "rnn_tanh": PlainTanh, "rnn_relu": PlainRelu}
