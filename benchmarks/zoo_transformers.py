@@ -109,7 +109,7 @@ HUGGING: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     ),
     "olmo": ("OlmoConfig", "OlmoForCausalLM", "causal", {**COMMON, **NO_MARKS}),
     "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", "causal", {**COMMON, **NO_MARKS}),
-    "stablelm": ("StableLmConfig", "StableLmForCausalLM", "causal", {**COMMON, **NO_MARKS}),
+    "stablelm": ("StableLmConfig", "StableLmForCausalLM", "causal", {**GROUPED}),
     "cohere": ("CohereConfig", "CohereForCausalLM", "causal", {**GROUPED, "pad_token_id": 0}),
     "granite": ("GraniteConfig", "GraniteForCausalLM", "causal", {**COMMON, **NO_MARKS}),
     "starcoder2": ("Starcoder2Config", "Starcoder2ForCausalLM", "causal", {**GROUPED}),

@@ -47,7 +47,7 @@ class Laws(Mapping[int, Law]):
         return len(self._states)
 
 
-FAILURES = (NotImplementedError, RuntimeError, TypeError, ValueError, ArithmeticError, LookupError)
+FAILURES = (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError)
 """What a rule raises that does not know, or cannot solve, a case; the operation is then simulated."""
 
 

@@ -7,7 +7,7 @@ time and the global random state stays untouched.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.roles import Axes, Axis, Role
 from tightrope.rules.registry import Call, Gradients
-from tightrope.rules.state import DTYPE, State, state_shape
-from tightrope.tape.tape import Ref
+from tightrope.rules.state import DTYPE, State
+from tightrope.tape.tape import Entry, Ref
 
 SAMPLES = 256
 """Samples that are aimed at; several batches are drawn where the step's own is smaller."""
@@ -27,6 +27,8 @@ ELEMENTS = 1 << 20
 """Largest number of elements of one batch of draws, over all operands and results."""
 REPEATS = 16
 """Most batches that are drawn."""
+CLEAR = 0.5
+"""Least share of an estimated map's spread that is no chance, for the map to be kept."""
 
 _ROLES = {
     "constant": (Role.CHANNEL,),
@@ -112,12 +114,7 @@ def quiet(call: Call) -> Iterator[None]:
 
 
 def _plan(call: Call) -> _Plan:
-    numbers = list(dict.fromkeys(call.entry.inputs))
-    floats = tuple(n for n in numbers if n in call.states)
-    for n in numbers:
-        value = call.tape.values[n]
-        if n not in call.states and (value.content is None or value.content.is_meta):
-            raise NotImplementedError(f"{call.entry.op} reads a tensor whose content is not known")
+    floats = tuple(dict.fromkeys(_random_operands(call, call.entry.inputs)))
     shapes = [call.tape.values[n].shape for n in (*floats, *call.entry.outputs)]
     size = sum(math.prod(shape) for shape in shapes)
     held = {
@@ -132,6 +129,24 @@ def _plan(call: Call) -> _Plan:
     per_batch = max(size * (batch or 1) / (samples or 1), 1)
     repeats = max(1, min(REPEATS, math.ceil(SAMPLES / (batch or 1)), int(4 * ELEMENTS / per_batch)))
     return _Plan(floats, samples, batch, repeats, call.entry.index)
+
+
+def _random_operands(call: Call, numbers: Sequence[int]) -> Iterator[int]:
+    """Floating-point tensors behind some operands.
+
+    What has no law of its own (indices, masks, complex numbers) is computed anew from the draws of what it came from.
+
+    Raises:
+        NotImplementedError: an operand's content is not known and nothing made it.
+    """
+    for n in numbers:
+        value = call.tape.values[n]
+        if n in call.states:
+            yield n
+        elif value.content is None or value.content.is_meta:
+            if value.producer is None or value.is_float:
+                raise NotImplementedError(f"{call.entry.op} reads a tensor whose content is not known")
+            yield from _random_operands(call, call.maker(n).inputs)
 
 
 def _draw_all(call: Call, plan: _Plan, repeat: int) -> dict[int, Tensor]:
@@ -168,21 +183,34 @@ def _laid(field: Tensor, state: State, axes: Axes) -> Tensor:
 
 def run(call: Call, draws: dict[int, Tensor]) -> list[Tensor]:
     """The operation itself on the draws, out of place."""
+    made: dict[int, Tensor] = {}
+    return _performed(call, call.entry, draws, made)
+
+
+def _performed(call: Call, entry: Entry, draws: dict[int, Tensor], made: dict[int, Tensor]) -> list[Tensor]:
+    """Results of an entry; operands without a law are made first, by the entries that made them."""
 
     def fill(x: Any) -> Any:
-        if isinstance(x, Ref):
-            content = draws.get(x.id)
-            return call.tape.values[x.id].content if content is None else content
-        return torch.device("cpu") if isinstance(x, torch.device) else x
+        if not isinstance(x, Ref):
+            return torch.device("cpu") if isinstance(x, torch.device) else x
+        if x.id in draws:
+            return draws[x.id]
+        content = call.tape.values[x.id].content
+        if content is not None and not content.is_meta:
+            return content.to("cpu")
+        if x.id not in made:
+            maker = call.maker(x.id)
+            made.update(zip(maker.outputs, _performed(call, maker, draws, made), strict=True))
+        return made[x.id]
 
-    args, kwargs = tree_map(fill, (call.entry.args, dict(call.entry.kwargs)))
+    args, kwargs = tree_map(fill, (entry.args, dict(entry.kwargs)))
     kwargs.pop("out", None)
     if "inplace" in kwargs:
         kwargs["inplace"] = False
-    if call.entry.inplace and args and isinstance(args[0], Tensor):
+    if entry.inplace and args and isinstance(args[0], Tensor):
         args = (args[0].clone(), *args[1:])
-    result = call.entry.function(*args, **kwargs)
-    produced = args[0] if call.entry.op == "setitem" else result
+    result = entry.function(*args, **kwargs)
+    produced = args[0] if entry.op == "setitem" else result
     return [t for t in tree_flatten(produced)[0] if isinstance(t, Tensor)]
 
 
@@ -238,20 +266,55 @@ def _components(x: Tensor, over: list[int], sites: list[int], axes: Axes, width:
     residual = (inner - sample - site).clamp(min=0)
     total = sample + site + residual
     scale = torch.where(total > 0, inner / total.clamp(min=1e-300), zero)
-    shape = state_shape(axes)
+    sample, site, residual = sample * scale, site * scale, residual * scale
+    if s > 1 and n > 1:
+        mean, site = _mean_map(x, over, mean, site)
+        uneven = _unevenness(x, over, sites, n)
+        sample, residual = sample * uneven, residual * uneven
+    fields = (mean, zero, sample, site, residual)
+    return State.from_fields(axes, (_settled(field[0], axes) for field in fields), width=width)
 
-    def settle(field: Tensor) -> Tensor:
-        sizes = [1 if a.role is Role.SAMPLE else a.size for dim in axes.dims for a in dim]
-        pure = all(len({a.role for a in dim if a.role is not Role.SAMPLE}) <= 1 for dim in axes.dims)
-        if not pure:
-            return field[0].expand(sizes).reshape(shape)
-        kept = [math.prod(1 if a.role is not Role.CHANNEL else a.size for a in dim) for dim in axes.dims]
-        return field.reshape(kept)
 
-    return State.of(
-        axes, settle(mean), sample=settle(sample * scale), site=settle(site * scale), residual=settle(residual * scale),
-        width=width,
-    )  # fmt: skip
+def _mean_map(x: Tensor, over: list[int], mean: Tensor, site: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean at each site where the draws tell it from chance, and the `site` variance that is left.
+
+    A map's spread is the true one plus the error of a mean over n draws; what exceeds the latter is kept (James-Stein).
+    """
+    at = x.mean(over, keepdim=True)
+    spread = float((at - mean).square().mean())
+    keep = float(site.mean()) / spread if spread > 0 else 0.0
+    if keep < CLEAR:
+        return mean, site
+    return mean + keep * (at - mean), site * (1 - keep)
+
+
+def _unevenness(x: Tensor, over: list[int], sites: list[int], n: int) -> Tensor:
+    """Variance at each site over its average, as far as it differs by more than chance: 2 / n of a Gaussian's."""
+    rest = [d for d in range(x.ndim) if d not in (*over, *sites)]
+    at = x.var(over, unbiased=False, keepdim=True)
+    at = at.mean(rest, keepdim=True) if rest else at
+    whole = at.mean(sites, keepdim=True)
+    ratio = at / whole.clamp(min=1e-300)
+    channels = x.numel() // (n * math.prod(x.shape[d] for d in sites))
+    spread = float((ratio - 1).square().mean())
+    keep = 1 - 2 / (n * channels) / spread if spread > 0 else 0.0
+    return 1 + keep * (ratio - 1) if keep > CLEAR and bool((whole > 0).all()) else torch.ones_like(whole)
+
+
+def _settled(field: Tensor, axes: Axes) -> Tensor:
+    """A field with one dimension an axis, at the dimensions of a state: what is the same all along one stays 1."""
+    sizes: list[int] = []
+    place = 0
+    for dim in axes.dims:
+        held = field.shape[place : place + len(dim)]
+        wanted = [1 if axis.role is Role.SAMPLE else axis.size for axis in dim]
+        if list(held) != wanted and any(size > 1 for size in held):  # resolved over a part of the dimension
+            shape = [*field.shape[:place], *wanted, *field.shape[place + len(dim) :]]
+            field = field.expand(shape)
+            held = field.shape[place : place + len(dim)]
+        sizes.append(math.prod(held))
+        place += len(dim)
+    return field.reshape(sizes)
 
 
 def _gradient(call: Call, number: int, batches: list[Tensor], plan: _Plan) -> State:

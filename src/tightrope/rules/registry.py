@@ -80,6 +80,10 @@ class Call:
         """Entries that read a value."""
         return self.tape.readers.get(number, [])
 
+    def maker(self, number: int) -> Entry:
+        """The entry that made a value."""
+        return self.tape.makers[number]
+
     @property
     def input(self) -> State:
         """The state of the first argument."""

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch.overrides import resolve_name
 
 COMPOSITES = frozenset(
-    {F.multi_head_attention_forward, F.normalize, F.local_response_norm, F.gumbel_softmax, F.cosine_embedding_loss}
+    {
+        F.multi_head_attention_forward,
+        F.normalize,
+        F.local_response_norm,
+        F.gumbel_softmax,
+        F.cosine_embedding_loss,
+        F.gaussian_nll_loss,
+    }
 )
 """Functions written in Python out of others: they are entered, so that their parts are seen."""
 

@@ -343,7 +343,9 @@ class Recorder(TorchFunctionMode):
         if tensor.is_leaf and id(tensor) in self._hooked:
             self._hooked[id(tensor)].remove()
 
-        def on_gradient(gradient: torch.Tensor) -> None:
+        def on_gradient(gradient: torch.Tensor | None) -> None:
+            if gradient is None:  # of an output that the loss does not depend on, beside one that it does
+                return
             with torch.no_grad(), self._guarded():
                 observer.on_gradient(value, gradient.detach())
 

@@ -145,6 +145,11 @@ class Tape:
         return frozenset(found)
 
     @cached_property
+    def makers(self) -> dict[int, Entry]:
+        """Which entry made each value; for a tape that is complete."""
+        return {number: entry for entry in self.entries for number in entry.outputs}
+
+    @cached_property
     def readers(self) -> dict[int, list[Entry]]:
         """Which entries read each value; for a tape that is complete."""
         found: dict[int, list[Entry]] = {}

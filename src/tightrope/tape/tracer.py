@@ -9,7 +9,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.tape.recorder import Recorder
 
-_MOVES = frozenset({"to", "cuda", "cpu", "type_as"})
+LARGEST_TRIAL = 1 << 24
+"""Most elements of the operands on which an operation is tried that meta tensors do not know."""
+_BY_CONTENT = frozenset({"nonzero", "masked_select", "__getitem__", "unique", "item", "tolist", "__bool__"})
+"""Functions whose result's shape depends on the content of an integer or truth-valued operand."""
 
 
 class Tracer(Recorder):
@@ -48,7 +51,12 @@ class Tracer(Recorder):
             lambda x: self._stand_in(x) if isinstance(x, torch.Tensor) and not x.is_meta else x, (args, kwargs)
         )
         meta_args, meta_kwargs = tree_map(_onto_meta, (meta_args, meta_kwargs))
-        result = function(*meta_args, **meta_kwargs)
+        if name == "backward" and function is not torch.autograd.grad:
+            return None  # gradients have the shapes of what they belong to
+        try:
+            result = function(*meta_args, **meta_kwargs)
+        except (NotImplementedError, RuntimeError) as error:
+            result = self._tried(function, args, kwargs, error)
         overwritten = bool(flat) and (name == "setitem" or result is meta_args[0])
         if overwritten and isinstance(args[0], torch.Tensor) and not args[0].is_meta:
             # A real tensor was overwritten with something abstract: from here on its stand-in is meant.
@@ -56,6 +64,42 @@ class Tracer(Recorder):
             self._overwritten.add(id(args[0]))
             return None if name == "setitem" else args[0]
         return result
+
+    def _tried(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> Any:
+        """The shapes of an operation that meta tensors do not know, from one call on noise.
+
+        Tensors whose content is known keep it, so that a mask selects as many elements as it will.
+        """
+        flat = tree_flatten((args, kwargs))[0]
+        tensors = [t for t in flat if isinstance(t, torch.Tensor)]
+        if sum(t.numel() for t in tensors) > LARGEST_TRIAL:
+            raise error
+        hidden = any(self._is_abstract(t) and not t.dtype.is_floating_point for t in tensors)
+        if hidden and getattr(function, "__name__", "") in _BY_CONTENT:
+            raise error  # the shape depends on numbers that only data can tell
+
+        def fill(x: Any) -> Any:
+            if not isinstance(x, torch.Tensor):
+                return _off_meta(x)
+            if not self._is_abstract(x):
+                return x.detach().clone()
+            made = torch.rand(x.shape) if x.dtype.is_floating_point else torch.ones(x.shape)
+            return made.to(x.dtype)
+
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                result = function(*tree_map(fill, args), **tree_map(fill, kwargs))
+            except Exception:
+                raise error from None
+        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+        def shape_of(x: Any) -> Any:
+            if not isinstance(x, torch.Tensor):
+                return x
+            made = x.to("meta")
+            return made.requires_grad_(True).clone() if tracked and (x.is_floating_point() or x.is_complex()) else made
+
+        return tree_map(shape_of, result)
 
     def _is_abstract(self, tensor: torch.Tensor) -> bool:
         return tensor.is_meta or id(tensor) in self._overwritten or isinstance(tensor, torch.nn.Parameter)
