@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes, Axis, Role
-from tightrope.rules.course import TINY, Course, Rows, added, merged, times
+from tightrope.rules.course import TINY, Course, Rows, added, levelled, merged, times
 from tightrope.rules.expectation import latent
 from tightrope.rules.state import State
 
@@ -111,7 +111,7 @@ class Cell(ABC):
         """Prepare for the way back, on which the last step is the first.
 
         Args:
-            memory: gradient of the last memory, one step.
+            memory: gradient of the last memory, one step; its levels are those of all gradients.
         """
 
     @abstractmethod
@@ -125,6 +125,11 @@ class Cell(ABC):
     def memory(self) -> Rows | None:
         """Gradient of the memory before the first step."""
         return None
+
+
+def _back(course: Course, memory: Course) -> Course:
+    """As the way back meets it."""
+    return levelled(course.flipped(), len(memory.rho))
 
 
 # -- plain ---------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ class Plain(Cell):
 
     def turn(self, memory: Course) -> None:
         self.place = 0
-        self.slope = self.activation.slope.flipped()
+        self.slope = _back(self.activation.slope, memory)
 
     def back(self, hidden: Rows) -> tuple[Rows, Rows]:
         made = times(hidden, self.slope.rows(self.place))
@@ -189,10 +194,10 @@ class Lstm(Cell):
 
     def turn(self, memory: Course) -> None:
         self.place = 0
-        self.values = [a.value.flipped() for a in self.activations]
-        self.slopes = [a.slope.flipped() for a in self.activations]
-        self.before = self.cell.part(0, -1).flipped()
-        self.squashed, self.bend = self.out.value.flipped(), self.out.slope.flipped()
+        self.values = [_back(a.value, memory) for a in self.activations]
+        self.slopes = [_back(a.slope, memory) for a in self.activations]
+        self.before = _back(self.cell.part(0, -1), memory)
+        self.squashed, self.bend = _back(self.out.value, memory), _back(self.out.slope, memory)
         self.forget = self.values[1].delayed()
         self.into = memory.rows()
 
@@ -242,11 +247,11 @@ class Gru(Cell):
 
     def turn(self, memory: Course) -> None:
         self.place = 0
-        self.values = [a.value.flipped() for a in (self.reset, self.update, self.new)]
-        self.slopes = [a.slope.flipped() for a in (self.reset, self.update, self.new)]
-        self.lifted, self.step_size = self.lifted.flipped(), self.step_size.flipped()
+        self.values = [_back(a.value, memory) for a in (self.reset, self.update, self.new)]
+        self.slopes = [_back(a.slope, memory) for a in (self.reset, self.update, self.new)]
+        self.lifted, self.step_size = _back(self.lifted, memory), _back(self.step_size, memory)
         self.keep = self.values[1].delayed()
-        self.into = Rows(torch.zeros_like(self.keep.mean[:1]), torch.zeros_like(self.keep.std[:, :1]))
+        self.into = memory.rows()
 
     def back(self, hidden: Rows) -> tuple[Rows, Rows]:
         k = self.place

@@ -129,12 +129,13 @@ class Course:
         groups: blocks of channels with correlations of their own.
 
     Attributes:
-        mean: (step, channel). std: (level, step, channel). rho: (level, step, step, group).
+        mean, std: (step, channel).
+        rho: (level, step, step, group), covariance over the product of both standard deviations.
     """
 
     def __init__(self, levels: int, groups: int = 1) -> None:
         self.mean = torch.empty((0, 1), dtype=DTYPE)
-        self.std = torch.empty((levels, 0, 1), dtype=DTYPE)
+        self.std = torch.empty((0, 1), dtype=DTYPE)
         self.rho = torch.empty((levels, 0, 0, groups), dtype=DTYPE)
         self.groups = groups
 
@@ -148,10 +149,10 @@ class Course:
             self.groups = self.groups if channels % self.groups == 0 else 1
             self.rho = self.rho[..., : self.groups]
         self.mean = torch.cat([self.mean.expand(old, channels), rows.mean[-1:].expand(1, channels)])
-        newest = rows.variance.sqrt()[:, None].expand(-1, 1, channels)
-        self.std = torch.cat([self.std.expand(-1, old, channels), newest], 1)
-        scale = self._pooled(self.std[:, -1:] * self.std)
-        found = torch.where(scale > 0, self._pooled(rows.cov) / scale.clamp(min=TINY), torch.zeros_like(scale))
+        newest = rows.variance[0].sqrt().expand(1, channels)
+        self.std = torch.cat([self.std.expand(old, channels), newest])
+        scale = self._pooled(self.std[-1] * self.std)
+        found = torch.where(scale > 0, self._pooled(rows.cov) / scale.clamp(min=TINY), 0.0)
         grown = found.new_zeros((found.shape[0], old + 1, old + 1, self.groups))
         grown[:, :old, :old] = self.rho
         grown[:, old], grown[:, :, old] = found, found
@@ -168,54 +169,54 @@ class Course:
     def rows(self, step: int = -1) -> Rows:
         """A step beside those before it."""
         step %= len(self)
-        cov = self.correlation(step) * self.std[:, step : step + 1] * self.std[:, : step + 1]
+        cov = self.correlation(step) * self.std[step] * self.std[: step + 1]
         return Rows(self.mean[: step + 1], cov)
 
     def flipped(self) -> Course:
         """The same steps, last one first."""
-        return self.like(self.mean.flip(0), self.std.flip(1), self.rho.flip(1, 2))
+        return self.like(self.mean.flip(0), self.std.flip(0), self.rho.flip(1, 2))
 
     def part(self, first: int, last: int) -> Course:
         """Some of the steps."""
-        return self.like(self.mean[first:last], self.std[:, first:last], self.rho[:, first:last, first:last])
+        return self.like(self.mean[first:last], self.std[first:last], self.rho[:, first:last, first:last])
 
     def like(self, mean: Tensor, std: Tensor, rho: Tensor) -> Course:
-        made = Course(std.shape[0], rho.shape[-1])
+        made = Course(len(rho), rho.shape[-1])
         made.mean, made.std, made.rho = mean, std, rho
         return made
 
     def delayed(self) -> Course:
         """One step later, with a certain 1 as the first step."""
-        one, none = torch.ones_like(self.mean[:1]), torch.zeros_like(self.std[:, :1])
+        one, none = torch.ones_like(self.mean[:1]), torch.zeros_like(self.std[:1])
         rho = torch.zeros_like(self.rho)
         rho[:, 1:, 1:] = self.rho[:, :-1, :-1]
-        return self.like(torch.cat([one, self.mean[:-1]]), torch.cat([none, self.std[:, :-1]], 1), rho)
+        return self.like(torch.cat([one, self.mean[:-1]]), torch.cat([none, self.std[:-1]]), rho)
 
     def pooled(self) -> Course:
         """With one correlation for all channels."""
         if self.groups == 1:
             return self
         weight = _grouped(self.std, self.groups)
-        scale = torch.einsum("ltgc,lsgc->ltsg", weight, weight)
+        scale = torch.einsum("tgc,sgc->tsg", weight, weight)
         total = scale.sum(-1)
-        rho = torch.where(total > 0, (self.rho * scale).sum(-1) / total.clamp(min=TINY), torch.zeros_like(total))
+        rho = torch.where(total > 0, (self.rho * scale).sum(-1) / total.clamp(min=TINY), 0.0)
         return self.like(self.mean, self.std, rho[..., None])
 
     def moments(self, level: int | None) -> Tensor:
         """Mean over channels of E[x_t x_s], (step, step), at a level; None: that of the means alone."""
         n = self.mean.shape[-1]
         total = self.mean @ self.mean.T / n
-        if level is None:
+        if level is None or level >= len(self.rho):
             return total
-        s = _grouped(self.std[level], self.groups)
+        s = _grouped(self.std, self.groups)
         return total + (torch.einsum("tgc,sgc->tsg", s, s) * self.rho[level]).sum(-1) / n
 
     def weighed(self, kernel: Tensor, level: int | None) -> Tensor:
         """Sum over pairs of steps of kernel times E[x_t x_s] of each channel."""
         found = ((kernel @ self.mean) * self.mean).sum(0)
-        if level is None:
+        if level is None or level >= len(self.rho):
             return found
-        s = _grouped(self.std[level], self.groups)
+        s = _grouped(self.std, self.groups)
         table = kernel[..., None] * self.rho[level]
         return found + (torch.einsum("tsg,sgc->tgc", table, s) * s).sum(0).reshape(-1)
 
@@ -223,14 +224,20 @@ class Course:
         """Behind a dropout that draws anew at every step."""
         if rate == 0:
             return self
-        before = self.std[0].square()
-        std = self.std.clone()
-        std[0] = (before + (before + self.mean.square()) * rate / max(1 - rate, 1e-9)).sqrt()
-        rho = self.rho.clone()
-        shrink = (before.mean(1) / std[0].square().mean(1).clamp(min=TINY)).sqrt()
-        rho[0] *= (shrink[:, None] * shrink)[..., None]
-        rho[0].diagonal(dim1=0, dim2=1).fill_(1.0)
+        before = self.std.square()
+        std = (before + (before + self.mean.square()) * rate / max(1 - rate, 1e-9)).sqrt()
+        shrink = (before.mean(1) / std.square().mean(1).clamp(min=TINY)).sqrt()
+        rho = self.rho * (shrink[:, None] * shrink)[..., None]
+        rho[0].diagonal().fill_(1.0)
         return self.like(self.mean, std, rho)
+
+
+def levelled(course: Course, levels: int) -> Course:
+    """With at least so many levels; where one is missing, only the means are shared."""
+    if len(course.rho) >= levels:
+        return course
+    more = torch.zeros_like(course.rho[:1]).expand(levels - len(course.rho), *course.rho.shape[1:])
+    return course.like(course.mean, course.std, torch.cat([course.rho, more]))
 
 
 def side_by_side(left: Course, right: Course) -> Course:
@@ -240,13 +247,13 @@ def side_by_side(left: Course, right: Course) -> Course:
     if width == 1:
         return left
     mean = torch.cat([left.mean.expand(-1, width), right.mean.expand(-1, width)], -1)
-    std = torch.cat([left.std.expand(-1, -1, width), right.std.expand(-1, -1, width)], -1)
+    std = torch.cat([left.std.expand(-1, width), right.std.expand(-1, width)], -1)
     return left.like(mean, std, torch.cat([left.rho, right.rho], -1))
 
 
 def summed(left: Course, right: Course) -> Course:
     """The sum of independent courses."""
-    made = Course(left.std.shape[0])
+    made = Course(len(left.rho))
     for step in range(len(left)):
         made.put(left.rows(step).plus(right.rows(step)))
     return made
@@ -283,12 +290,12 @@ class Through:
 
     def _known(self, source: Course) -> Rows:
         step = len(self.mean)
-        variance = _grouped(source.std[:, step].square().expand(-1, self.inputs), source.groups)
+        variance = _grouped(source.std[step].square().expand(self.inputs), source.groups)
         square = _grouped(self.square, source.groups)
         self.mean.append(source.mean[step].expand(self.inputs) @ self.weight.T)
-        self.std.append(torch.einsum("lgi,ogi->lgo", variance, square).sqrt())
-        std = torch.stack(self.std, 1)
-        cov = (source.rho[:, step, : step + 1, :, None] * std[:, -1:] * std).sum(2)
+        self.std.append(torch.einsum("gi,ogi->go", variance, square).sqrt())
+        std = torch.stack(self.std)
+        cov = (source.rho[:, step, : step + 1, :, None] * std[-1] * std).sum(2)
         return Rows(torch.stack(self.mean), cov)
 
     def _drawn(self, source: Course) -> Rows:
@@ -302,10 +309,10 @@ class Through:
 
     def all(self, source: Course, groups: int = 1) -> Course:
         """The image of a whole course."""
-        made = Course(source.std.shape[0], groups)
+        made = Course(len(source.rho), groups)
         for _ in range(len(source)):
             made.put(self(source))
         return made
 
 
-__all__ = ["Course", "Rows", "Through", "added", "merged", "side_by_side", "summed", "times"]
+__all__ = ["Course", "Rows", "Through", "added", "levelled", "merged", "side_by_side", "summed", "times"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes, Role
-from tightrope.rules.course import TINY, Course, Rows, Through, side_by_side, summed
+from tightrope.rules.course import TINY, Course, Rows, Through, levelled, side_by_side, summed
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import DTYPE, State
 from tightrope.rules.unrolled import Unrolled, Weights, turned
@@ -29,12 +29,14 @@ def recurrent(call: Call) -> list[State]:
     """
     layers = _layers(call)
     drawn = not all(call.states[n].exact for level in layers for w in level for n in (w.input, w.hidden))
-    x = course_of(call.input, call.axes[0], drawn=drawn, sites=_steps(call))
+    x = course_of(call.input, drawn=drawn, steps=_steps(call))
     runs: list[list[Unrolled]] = []
     for level in layers:
         done: list[Unrolled] = []
         for weights in level:
-            start = _start(call, sum(map(len, runs)) + len(done), drawn, call.states[weights.hidden])
+            start = _start(call, sum(map(len, runs)) + len(done), drawn)
+            levels = max(len(course.rho) for course in (x, *start))
+            x, start = levelled(x, levels), [levelled(course, levels) for course in start]
             run = Unrolled(call.entry.op, weights, call.states, start)
             own = x.flipped() if weights.reverse else x
             for _ in range(len(x)):
@@ -61,7 +63,7 @@ def _(call: Call, upstream: State | list[State | None]) -> Gradients:
     drawn: bool = call.saved["drawn"]
     steps, both = _steps(call), len(runs[0])
     found: Gradients = {}
-    flowing = None if given[0] is None else course_of(given[0], call.axes[0], drawn=drawn, sites=steps)
+    flowing = None if given[0] is None else course_of(given[0], drawn=drawn, steps=steps)
     begun: list[list[Rows]] = []
     samples = call.axes[0].count(Role.SAMPLE)
     for depth in reversed(range(len(runs))):
@@ -89,27 +91,28 @@ def _(call: Call, upstream: State | list[State | None]) -> Gradients:
 
 def _back(run: Unrolled, flowing: Course | None, tail: list[Course | None], steps: int) -> None:
     """One layer's way back, from the gradients of its output and of its last states."""
-    like = run.hidden
-    none = Course(run.levels)
-    none.put(Rows(torch.zeros((1, 1), dtype=DTYPE), torch.zeros((run.levels, 1, 1), dtype=DTYPE)))
-    run.turn(tail[1] if len(tail) > 1 and tail[1] is not None else none)
-    if flowing is None:
-        flowing = like.like(
-            torch.zeros((steps, 1), dtype=DTYPE), torch.zeros((run.levels, steps, 1), dtype=DTYPE),
-            torch.zeros((run.levels, steps, steps, 1), dtype=DTYPE),
-        )  # fmt: skip
-    elif not run.weights.reverse:
+    levels = max([run.levels, *(len(course.rho) for course in (flowing, *tail) if course is not None)])
+    memory = tail[1] if len(tail) > 1 else None
+    run.turn(levelled(_silence(1) if memory is None else memory, levels))
+    flowing = levelled(_silence(steps) if flowing is None else flowing, levels)
+    if not run.weights.reverse:
         flowing = flowing.flipped()
     for step in range(steps):
         rows = flowing.rows(step)
         if tail[0] is not None:  # the last state has a gradient of its own
-            last = tail[0].rows()
+            last = levelled(tail[0], levels).rows()
             first = torch.arange(step + 1)[:, None] == 0
             rows = Rows(
                 rows.mean + torch.where(first, last.mean, 0.0),
                 rows.cov + (torch.where(first, last.cov, 0.0) if step == 0 else 0.0),
             )
         run.back(rows)
+
+
+def _silence(steps: int) -> Course:
+    """No gradient."""
+    none = torch.zeros((steps, 1), dtype=DTYPE)
+    return Course(1).like(none, none, torch.zeros((1, steps, steps, 1), dtype=DTYPE))
 
 
 # -- arguments -----------------------------------------------------------------------------------
@@ -155,14 +158,14 @@ def _starts(call: Call) -> list[Ref]:
     return [given] if isinstance(given, Ref) else list(given)
 
 
-def _start(call: Call, place: int, drawn: bool, weight: State) -> list[Course]:
+def _start(call: Call, place: int, drawn: bool) -> list[Course]:
     """The states before the first step of a layer."""
     found = []
     for ref in _starts(call):
         made = _end(call.states[ref.id], place, drawn)
         if not drawn:
             width = call.value(ref).shape[-1]
-            made = made.like(made.mean.expand(1, width), made.std.expand(-1, 1, width), made.rho)
+            made = made.like(made.mean.expand(1, width), made.std.expand(1, width), made.rho)
         found.append(made)
     return found
 
@@ -170,49 +173,45 @@ def _start(call: Call, place: int, drawn: bool, weight: State) -> list[Course]:
 # -- states and courses ----------------------------------------------------------------------------
 
 
-def course_of(x: State, axes: Axes, *, drawn: bool, sites: int) -> Course:
+def course_of(x: State, *, drawn: bool, steps: int) -> Course:
     """A state of (sample, step, channel), (step, sample, channel) or (step, channel) as a course."""
     fields = []
     for f in (x.moved() if drawn and x.shape[-1] > 1 and x.mean.shape[-1] > 1 else x).fields:
         f = f.reshape(-1, f.shape[-1]) if f.numel() > 1 else f.reshape(1, 1)
-        fields.append(f.mean(0, keepdim=True) if f.shape[0] not in (1, sites) else f)
+        fields.append(f.mean(0, keepdim=True) if f.shape[0] not in (1, steps) else f)
     width = max(f.shape[-1] for f in fields)
-    mean, constant, sample, site, residual = (f.expand(sites, width) for f in fields)
+    mean, constant, sample, site, residual = (f.expand(steps, width) for f in fields)
     if drawn:
         mean, constant, sample, site, residual = (
             f.mean(-1, keepdim=True) for f in (mean, constant, sample, site, residual)
         )
-    # Kernels: sqrt(v_t v_s) is what two steps share of a component.
-    between, within = constant + site, constant + sample + site + residual
-    shared = _shared(constant)
-    stds = [within.clamp(min=0).sqrt()]
-    tables = [shared + _shared(sample)]
-    if drawn:
-        stds.append(between.clamp(min=0).sqrt())
-        tables.append(shared)
-    rho = []
-    for std, table in zip(stds, tables, strict=True):
-        scale = std @ std.T
-        one = torch.where(scale > 0, table / scale.clamp(min=TINY), torch.zeros_like(scale))
-        one.diagonal().copy_((scale.diagonal() > 0).to(one.dtype))
-        rho.append(one)
-    made = Course(len(stds))
-    return made.like(mean, torch.stack(stds), torch.stack(rho)[..., None])
+    # What two steps share of a component is sqrt(v_t v_s).
+    std = (constant + sample + site + residual).clamp(min=0).sqrt()
+    scale, shared = std @ std.T, _shared(constant)
+    tables = [shared + _shared(sample), shared]
+    for table, diagonal in zip(tables, (std.square(), constant + site), strict=True):
+        table.diagonal().copy_(diagonal.sum(1))
+    if not drawn and not bool((constant + site).any()):
+        tables = tables[:1]
+    rho = [torch.where(scale > 0, table / scale.clamp(min=TINY), 0.0) for table in tables]
+    made = Course(len(rho))
+    return made.like(mean, std, torch.stack(rho)[..., None])
 
 
 def _shared(v: Tensor) -> Tensor:
-    root = v.clamp(min=0).sqrt()
-    return root @ root.T
+    root = v.abs().sqrt() * v.sign().clamp(min=0)
+    below = v.abs().sqrt() * (-v).sign().clamp(min=0)
+    return root @ root.T - below @ below.T
 
 
 def state_of(x: Course, axes: Axes, width: float) -> State:
     """A course as a state with these axes; what two different steps share is the mean over all pairs."""
-    variance = [s.square() for s in x.std]
-    off = [_off(x, level) for level in range(len(variance))]
-    constant = (off[1] if len(off) > 1 else 0 * off[0]).clamp(min=0) * variance[0]
-    site = (variance[1] - constant).clamp(min=0) if len(off) > 1 else 0 * constant
-    sample = (off[0] * variance[0] - constant).clamp(min=0)
-    residual = (variance[0] - constant - site - sample).clamp(min=0)
+    variance = x.std.square()
+    constant = _off(x, 1) * variance
+    site = x.rho[1].diagonal()[0].clamp(min=0)[:, None] * variance - constant if len(x.rho) > 1 else 0 * variance
+    sample = _off(x, 0) * variance - constant
+    site, sample = site.clamp(min=0), sample.clamp(min=0)
+    residual = (variance - constant - site - sample).clamp(min=0)
     samples_first = len(axes.dims) == 3 and any(a.role is Role.SAMPLE for a in axes.dims[0])
     place = 0 if samples_first or (len(axes.dims) == 3 and axes.shape[0] != len(x)) else 1
     fields = [x.mean, constant, sample, site, residual]
@@ -224,14 +223,15 @@ def state_of(x: Course, axes: Axes, width: float) -> State:
 def _off(x: Course, level: int) -> Tensor:
     """Mean covariance of two different steps over the mean variance, for each channel."""
     steps = len(x)
+    if level >= len(x.rho):
+        return torch.zeros_like(x.std[0])
     if steps == 1:
-        return torch.ones_like(x.std[0, 0])
+        return x.rho[level, 0, 0].expand(x.std.shape[-1])
     away = 1 - torch.eye(steps, dtype=DTYPE)
     plain = x.like(x.mean * 0, x.std, x.rho)
     scale = x.like(x.mean * 0, x.std, torch.ones_like(x.rho)).weighed(away, 0)
-    return torch.where(scale > 0, plain.weighed(away, level) / scale.clamp(min=TINY), torch.zeros_like(scale)).clamp(
-        0, 1
-    )
+    share = plain.weighed(away, level) / scale.clamp(min=TINY)
+    return torch.where(scale > 0, share, 0.0).clamp(0, 1)
 
 
 def _read(runs: list[Unrolled]) -> Course:
@@ -258,9 +258,9 @@ def _ends(courses: list[Course], axes: Axes, width: float) -> State:
 
 def _stacked(rows: list[Rows], axes: Axes, width: float) -> State:
     mean = torch.stack([r.mean[-1] for r in rows])
-    variance = torch.stack([r.variance for r in rows], 1)
-    constant = variance[1] if len(variance) > 1 else 0 * variance[0]
-    residual = (variance[0] - constant).clamp(min=0)
+    variance = torch.stack([r.variance[0] for r in rows])
+    constant = torch.stack([r.cov[1, -1] for r in rows]) if len(rows[0].cov) > 1 else 0 * variance
+    residual = variance - constant
     fields: list[Any] = [mean, constant, 0 * residual, 0 * residual, residual]
     if len(axes.dims) == 3:
         fields = [f.unsqueeze(1) for f in fields]
@@ -278,15 +278,15 @@ def _end(state: State, number: int, drawn: bool) -> Course:
         fields.append(f.reshape(-1, f.shape[-1])[:1])
     mean, constant, sample, site, residual = fields
     within = constant + sample + site + residual
-    variances = [within, constant + site] if drawn else [within]
+    between = constant + site
     if drawn:
         spread = (mean - mean.mean()).square().mean()
         mean = mean.mean(-1, keepdim=True)
-        variances = [v.mean(-1, keepdim=True) + spread for v in variances]
-    made = Course(len(variances))
-    variances = list(torch.broadcast_tensors(*variances))
-    wide = max(mean.shape[-1], variances[0].shape[-1])
-    made.put(Rows(mean.expand(1, wide), torch.stack(variances).expand(-1, 1, wide)))
+        within, between = (v.mean(-1, keepdim=True) + spread for v in (within, between))
+    levels = [within, between] if drawn or bool(between.any()) else [within]
+    mean, *levels = torch.broadcast_tensors(mean, *levels)
+    made = Course(len(levels))
+    made.put(Rows(mean, torch.stack(levels)))
     return made
 
 

@@ -40,7 +40,7 @@ class Unrolled:
 
     def __init__(self, op: str, weights: Weights, states: dict[int, State], start: list[Course]) -> None:
         self.weights, self.states = weights, states
-        levels = start[0].std.shape[0]
+        levels = len(start[0].rho)
         self.hidden, self.levels = start[0], levels
         self.cell = CELLS[op](levels, start)
         biases: list[State | None] = [states[bias] for bias in weights.biases] or [None, None]
@@ -66,12 +66,13 @@ class Unrolled:
         return self.cell.cell if isinstance(self.cell, Lstm) else self.hidden
 
     def turn(self, memory: Course) -> None:
-        """Prepare for the way back; `memory` is the gradient of the last memory."""
+        """Prepare for the way back; `memory` is the gradient of the last memory and has the levels of all gradients."""
+        levels = len(memory.rho)
         self.cell.turn(memory)
-        self.driven, self.fed = Course(self.levels, self.cell.gates), Course(self.levels, self.cell.gates)
+        self.driven, self.fed = Course(levels, self.cell.gates), Course(levels, self.cell.gates)
         self.through_back = Through(turned(self.states[self.weights.hidden]))
         if self.weights.projection is not None:
-            self.narrow = Course(self.levels)
+            self.narrow = Course(levels)
             self.unproject = Through(turned(self.states[self.weights.projection]))
 
     def back(self, flowing: Rows) -> None:
@@ -133,11 +134,11 @@ def outer(x: Course, gradient: Course, samples: int, weight: State) -> State:
         row, column = gradient.weighed(by_x, level), x.weighed(by_g, level)
         return row[:, None] * column / (by_x * by_g).sum().clamp(min=TINY)
 
-    between = pairs(1 if len(x.std) > 1 else None)
-    variance = samples * (pairs(0) - between).clamp(min=0)
-    if len(x.std) > 1:
-        variance = variance + (samples**2 * between - mean.square()).clamp(min=0)
-    return State.of(weight.axes, mean, residual=variance)
+    levels = max(len(x.rho), len(gradient.rho))
+    known = pairs(None)
+    between = pairs(1) if levels > 1 else known
+    variance = samples * (pairs(0) - between) + samples**2 * (between - known)
+    return State.of(weight.axes, mean, residual=variance.clamp(min=0))
 
 
 def total(gradient: Course, samples: int, bias: State) -> State:
@@ -145,7 +146,7 @@ def total(gradient: Course, samples: int, bias: State) -> State:
     mean = samples * gradient.mean.sum(0)
     kernel = torch.ones((len(gradient), len(gradient)), dtype=mean.dtype)
     known = gradient.weighed(kernel, None)
-    between = gradient.weighed(kernel, 1) if len(gradient.std) > 1 else known
+    between = gradient.weighed(kernel, 1)
     variance = samples * (gradient.weighed(kernel, 0) - between) + samples**2 * (between - known)
     return State.of(bias.axes, mean, residual=variance.clamp(min=0))
 
