@@ -106,3 +106,31 @@ def test_known_start() -> None:
         mean = model(x).mean(0).double()
     predicted = state.mean.expand(state.shape)[0]
     assert float((predicted - mean).abs().mean()) < 0.1 * float(mean.abs().mean())
+
+
+def parameters(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """Relative errors of the rms of the parameters' gradients."""
+    forecast, measured = tr.predict(model, x), tr.measure(model, x)
+    assert not forecast.unknown and not forecast.simulated
+    theirs = {v.name: measured.gradients[v.id] for v in measured.tape.values.values() if v.id in measured.gradients}
+    return {
+        str(v.name): forecast.gradients[v.id].rms / theirs[v.name].rms - 1
+        for v in forecast.tape.values.values()
+        if v.name and v.name in theirs and v.id in forecast.gradients
+    }
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_gradients_of_parameters_that_all_steps_share(kind: type[nn.RNNBase]) -> None:
+    """Biases too: what the loss's own weights sum to is known, and a memory's steps are correlated."""
+    torch.manual_seed(0)
+    found = parameters(Reader(kind(16, 64, 2, batch_first=True), "last"), torch.randn(32, 24, 16))
+    assert len(found) == 10
+    assert max(map(abs, found.values())) < 0.2
+    assert abs(found["head.bias"]) < 1e-6
+
+
+def test_what_a_second_layer_reads_is_correlated_over_time() -> None:
+    torch.manual_seed(0)
+    forward, _ = errors(nn.GRU(16, 96, 3, batch_first=True), "all", steps=24)
+    assert max(forward.values()) < 0.05

@@ -16,7 +16,7 @@ from tightrope.roles import Role
 from tightrope.rules.amplitude import CROWD, OMEGA, moved
 from tightrope.rules.chart import Chart, chart
 from tightrope.rules.lags import aligned, by_channel, reach, white
-from tightrope.rules.state import DTYPE, State
+from tightrope.rules.state import COVARIANCE_CHANNELS, DTYPE, State
 
 SPAN = 8.5
 """Half-width of the quadrature in standard deviations; the Gaussian mass outside is 2e-17."""
@@ -267,7 +267,6 @@ def levels(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def from_levels(like: State, mean: Tensor, found: tuple[Tensor, ...]) -> State:
     """The inverse of `levels`."""
     a, site, sample, total = found
-    a = a.clamp(min=0)
     site, sample = (site - a).clamp(min=0), (sample - a).clamp(min=0)
     residual = (total - a - site - sample).clamp(min=0)
     return State(like.axes, mean, a, sample, site, residual, like.width)
@@ -283,14 +282,37 @@ def product(left: State, right: State) -> State:
     made = from_levels(left if len(left.axes.dims) >= len(right.axes.dims) else right, mean, tuple(found))
     made = State(
         made.axes, *made.fields, width=left.width + right.width, gain=right.gain if left.gain is None else left.gain,
-        lags=_product_lags(left, right, made),
+        lags=_product_lags(left, right, made), covariance=_product_covariance(left, right, made),
     )  # fmt: skip
     if left.gain is None or right.gain is None:
         return made
     # Both follow the amplitude of their sample, so that loud samples count more than the product of the means says.
     together = float((OMEGA * left.gain * right.gain).sum())
     extra = (together - 1) * made.second_moment
-    return replace(made, residual=(made.residual + extra).clamp(min=0), gain=left.gain * right.gain / together)
+    covariance = made.covariance
+    if covariance is not None:
+        mean = made.mean.expand(made.shape).reshape(-1)
+        covariance = covariance + (together - 1) * (covariance + mean[:, None] * mean[None])
+        covariance.diagonal().copy_((made.variance + extra).expand(made.shape).reshape(-1))
+    return replace(
+        made, residual=(made.residual + extra).clamp(min=0), gain=left.gain * right.gain / together,
+        covariance=covariance,
+    )  # fmt: skip
+
+
+def _product_covariance(left: State, right: State, made: State) -> Tensor | None:
+    """Covariance of the product in different channels; channels of a factor without one vary independently."""
+    count = math.prod(made.shape)
+    if count > COVARIANCE_CHANNELS or all(s.covariance is None or len(s.covariance) != count for s in (left, right)):
+        return None
+    found, mean = torch.ones(1, 1, dtype=DTYPE), made.mean.expand(made.shape).reshape(-1)
+    for state in (left, right):
+        outer = state.mean.expand(made.shape).reshape(-1)
+        moments = outer[:, None] * outer[None]
+        found = found * (moments if state.covariance is None else moments + state.covariance)
+    found = found - mean[:, None] * mean[None]
+    found.diagonal().copy_(made.variance.expand(made.shape).reshape(-1))
+    return found
 
 
 def _product_lags(left: State, right: State, made: State) -> Tensor | None:

@@ -118,8 +118,10 @@ class State:
         spread = x - mean
         variance = spread.square().mean(over, keepdim=True)
         if not sites:
-            made = cls.of(axes, mean.reshape(shape), sample=variance.reshape(shape))
             rows = x.numel() // variance.numel()
+            # Deviations from the rows' own mean sum to zero: two rows' covariance is -1 / rows of what one row holds.
+            held = (variance * rows / (rows - 1)).reshape(shape)
+            made = cls.of(axes, mean.reshape(shape), constant=-held / rows, sample=held)
             if len(axes.dims) != 2 or over != [0] or not 1 < variance.numel() <= COVARIANCE_CHANNELS:
                 return made
             return replace(made, covariance=_shrunk(spread.reshape(rows, -1)), amplitude=of_rows(x.reshape(rows, -1)))
