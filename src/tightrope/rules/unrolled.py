@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tightrope.roles import Axes
 from tightrope.rules.cells import CELLS, Lstm
-from tightrope.rules.course import TINY, Course, Rows, Through
+from tightrope.rules.course import Course, Rows, Through
 from tightrope.rules.state import State
 
 
@@ -128,25 +128,23 @@ def outer(x: Course, gradient: Course, samples: int, weight: State) -> State:
     their own sums say.
     """
     mean = samples * gradient.mean.T @ x.mean
-
-    def pairs(level: int | None) -> Tensor:
+    row = column = every = torch.zeros((), dtype=mean.dtype)
+    # Pairs of one sample, less what they share with other samples; pairs of samples, less what the means make.
+    for level, count in ((0, samples), (1, samples**2 - samples), (None, -(samples**2))):
         by_x, by_g = x.moments(level), gradient.moments(level)
-        row, column = gradient.weighed(by_x, level), x.weighed(by_g, level)
-        return row[:, None] * column / (by_x * by_g).sum().clamp(min=TINY)
-
-    levels = max(len(x.rho), len(gradient.rho))
-    known = pairs(None)
-    between = pairs(1) if levels > 1 else known
-    variance = samples * (pairs(0) - between) + samples**2 * (between - known)
-    return State.of(weight.axes, mean, residual=variance.clamp(min=0))
+        row = row + count * gradient.weighed(by_x, level)
+        column = column + count * x.weighed(by_g, level)
+        every = every + count * (by_x * by_g).sum()
+    if every <= 0:
+        return State.of(weight.axes, mean)
+    return State.of(weight.axes, mean, residual=row.clamp(min=0)[:, None] * column.clamp(min=0) / every)
 
 
 def total(gradient: Course, samples: int, bias: State) -> State:
     """The gradient of a bias that all steps share: the sum over samples and steps."""
     mean = samples * gradient.mean.sum(0)
     kernel = torch.ones((len(gradient), len(gradient)), dtype=mean.dtype)
-    known = gradient.weighed(kernel, None)
-    between = gradient.weighed(kernel, 1)
+    known, between = gradient.weighed(kernel, None), gradient.weighed(kernel, 1)
     variance = samples * (gradient.weighed(kernel, 0) - between) + samples**2 * (between - known)
     return State.of(bias.axes, mean, residual=variance.clamp(min=0))
 
