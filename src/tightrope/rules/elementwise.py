@@ -43,6 +43,9 @@ DISTANCES = ("binary_cross_entropy", "mse_loss")
 CHAINING = frozenset((*CURVED, *LINEAR, *POOLING, *DISTANCES))
 """Operations that can continue a chain of elementwise functions of one variable."""
 
+ROOTS = frozenset({"sqrt", "rsqrt", "log", "log2", "log10"})
+"""Functions of what is never negative."""
+
 _KINKS = {
     **dict.fromkeys(("relu", "leaky_relu", "rrelu", "elu", "selu", "celu", "abs", "sign", "softsign", "prelu"), (0.0,)),
     **dict.fromkeys(("sqrt", "rsqrt", "log"), (0.0,)),
@@ -200,13 +203,21 @@ def _variable(call: Call, random: list[int]) -> Latent:
         bent = any(entry.op in BENT for entry in (call.entry, *call.readers(number)))
         if bent and float(call.states[number].variance.max()) > STEEP**2:
             edges.update(BENDS)
-        made = latent(call.states[number], sorted(edges), charted=_alike(call, number))
+        rooted = call.entry.op in ROOTS or _rooted(call, number)
+        made = latent(call.states[number], sorted(edges), charted=_alike(call, number), positive=rooted)
         if not _forks(call, number):
             return made
         call.latents[number] = made
     found = call.latents[number]
     assert isinstance(found, Latent)
     return found
+
+
+def _rooted(call: Call, number: int) -> bool:
+    """Whether a root or a logarithm is taken of a value, or of the value and a number."""
+    readers = call.readers(number)
+    shifted = [later for entry in readers if entry.op == "add" for n in entry.outputs for later in call.readers(n)]
+    return any(entry.op in ROOTS for entry in (*readers, *shifted))
 
 
 def _alike(call: Call, number: int) -> bool:
@@ -360,12 +371,14 @@ def _sum(left: State | float, right: State | float, axes: Axes) -> State:
     return replace(state, axes=axes, mean=state.mean + number, latent=None, nodes=None)
 
 
-def _reciprocal(right: State | float) -> State | float:
+def _reciprocal(right: State | float, power: int = 1) -> State | float:
+    """The law of 1 / x^power; a denominator that is mostly positive is taken for positive."""
     if not isinstance(right, State):
-        return 1.0 / right
+        return 1.0 / right**power
     if right.exact:
-        return replace(right, mean=1.0 / right.mean)
-    return latent(right, (0.0,)).state(1.0 / latent(right, (0.0,)).z)
+        return replace(right, mean=1.0 / right.mean**power)
+    variable = latent(right, (0.0,), positive=bool((right.mean.square() > right.variance).all()))
+    return variable.state(1.0 / variable.z**power)
 
 
 def _linear_gradients(call: Call, upstream: State, numbers: list[int]) -> Gradients:
@@ -386,7 +399,7 @@ def _linear_gradients(call: Call, upstream: State, numbers: list[int]) -> Gradie
         factors = [right, left]
     else:
         inverse = _reciprocal(right)
-        squared = _reciprocal(_times(right, right))
+        squared = _reciprocal(right, 2)
         factors = [inverse, _times(_times(left, squared), -1.0)]
     ids = [call.id(0, "input"), call.id(1, "other")]
     if op in ("rsub", "rdiv"):

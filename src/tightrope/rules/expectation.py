@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from tightrope.roles import Role
 from tightrope.rules.amplitude import CROWD, OMEGA, moved
 from tightrope.rules.chart import Chart, chart
 from tightrope.rules.lags import aligned, by_channel, reach, white
+from tightrope.rules.positive import quantiles
 from tightrope.rules.state import COVARIANCE_CHANNELS, DTYPE, State
 
 SPAN = 8.5
@@ -53,6 +54,7 @@ class Latent:
         base: the law of z.
         scale: amplitude of the sample at each node, node by node of `amplitude.ETA`; None for one amplitude.
         chart: the points that stand for the elements of the law; None where each has nodes of its own.
+        positive: the variable is a Gamma one, a function of the Gaussian xi.
     """
 
     number: int
@@ -61,12 +63,13 @@ class Latent:
     base: State = field(repr=False)
     scale: Tensor | None = None
     chart: Chart | None = field(default=None, repr=False)
+    positive: bool = False
 
-    @property
+    @cached_property
     def z(self) -> Tensor:
         """The variable's own values at the nodes, for each element of the law or each point of its chart."""
         mean, std = centre(self.base) if self.chart is None else (self.chart.mean, self.chart.std)
-        plain = mean.unsqueeze(-1) + std.unsqueeze(-1) * self.xi
+        plain = quantiles(mean, std, self.xi) if self.positive else mean.unsqueeze(-1) + std.unsqueeze(-1) * self.xi
         return plain if self.scale is None else plain * self.scale
 
     def expect(self, values: Tensor) -> Tensor:
@@ -210,26 +213,29 @@ def centre(base: State) -> tuple[Tensor, Tensor]:
     return inner, torch.maximum(within, LEAST_WITHIN * variance).sqrt()
 
 
-def latent(base: State, kinks: Sequence[float] = (), *, charted: bool = False) -> Latent:
+def latent(base: State, kinks: Sequence[float] = (), *, charted: bool = False, positive: bool = False) -> Latent:
     """Quadrature nodes for functions of a variable with this law, split at the function's kinks.
 
     Args:
         base: the law.
         kinks: where the function or its derivative jumps.
         charted: the function is the same for all elements, so that a chart may stand for them.
+        positive: the variable is never negative; where its mean is positive it is taken for a Gamma variable.
     """
     mean, std = centre(base)
+    positive = positive and bool((mean > 0).all())
+    kinks = () if positive else kinks
     points = chart(mean, std) if charted else None
     if points is not None:
         mean, std = points.mean, points.std
     if base.amplitude is None:
         xi, weight = _nodes(mean, std, kinks)
-        return Latent(next(COUNTER), xi, weight, base, chart=points)
+        return Latent(next(COUNTER), xi, weight, base, chart=points, positive=positive)
     parts = [_nodes(mean, std, [kink / float(loud) for kink in kinks]) for loud in torch.exp(base.amplitude)]
     xi = torch.cat([xi for xi, _ in parts], -1)
     weight = torch.cat([weight * share for (_, weight), share in zip(parts, OMEGA, strict=True)], -1)
     scale = torch.exp(base.amplitude).repeat_interleave(xi.shape[-1] // len(OMEGA))
-    return Latent(next(COUNTER), xi, weight, base, scale, points)
+    return Latent(next(COUNTER), xi, weight, base, scale, points, positive)
 
 
 def _nodes(mean: Tensor, std: Tensor, kinks: Sequence[float]) -> tuple[Tensor, Tensor]:
