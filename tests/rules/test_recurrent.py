@@ -134,3 +134,32 @@ def test_what_a_second_layer_reads_is_correlated_over_time() -> None:
     torch.manual_seed(0)
     forward, _ = errors(nn.GRU(16, 96, 3, batch_first=True), "all", steps=24)
     assert max(forward.values()) < 0.05
+
+
+class Speaker(nn.Module):
+    """A language model that reads (time, batch)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.rnn, self.decoder = nn.Embedding(40, 32), nn.LSTM(32, 48, 2), nn.Linear(48, 40)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.log_softmax(self.decoder(self.rnn(self.encoder(tokens))[0]).view(-1, 40), 1)
+
+
+def test_a_language_model_whose_batch_is_the_second_dimension() -> None:
+    torch.manual_seed(0)
+    model, text = Speaker(), torch.randint(0, 40, (25, 16))
+
+    def loss(out: Tensor) -> Tensor:
+        return nn.functional.nll_loss(out, text[1:].reshape(-1))
+
+    forecast, measured = tr.predict(model, text[:-1], loss=loss), tr.measure(model, text[:-1], loss=loss)
+    assert forecast.tape.samples == 16
+    assert not forecast.unknown and not forecast.simulated
+    for row in tr.compare(forecast, measured).rows:
+        assert row.predicted_std == pytest.approx(row.measured_std, rel=0.05)
+    theirs = {v.name: measured.gradients[v.id].rms for v in measured.tape.values.values() if v.id in measured.gradients}
+    for value in forecast.tape.values.values():
+        if value.name in theirs and value.id in forecast.gradients:
+            assert forecast.gradients[value.id].rms == pytest.approx(theirs[value.name], rel=0.2)

@@ -273,7 +273,7 @@ def levels(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def from_levels(like: State, mean: Tensor, found: tuple[Tensor, ...]) -> State:
     """The inverse of `levels`."""
     a, site, sample, total = found
-    site, sample = (site - a).clamp(min=0), (sample - a).clamp(min=0)
+    site, sample = site - a, (sample - a).clamp(min=0)
     residual = (total - a - site - sample).clamp(min=0)
     return State(like.axes, mean, a, sample, site, residual, like.width)
 

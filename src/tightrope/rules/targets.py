@@ -131,11 +131,13 @@ def _one_hot(rows: Tensor, own: Tensor, axes: Axes, classes: int) -> State:
     frequency /= len(rows)
     variance = frequency * (1 - frequency)
     sample = _shared(rows, variance, frequency) if positions > 1 else torch.ones(classes, dtype=DTYPE)
-    if positions == 1 and len(rows) != samples:
-        sample = sample * 0
     shape = (*lead, classes)
     mean, variance = (frequency * own).reshape(shape), (variance * own.square()).reshape(shape)
-    return State.of(axes, mean, sample=variance * sample, residual=variance * (1 - sample))
+    if positions == 1 and len(rows) != samples:
+        return State.of(axes, mean, residual=variance)
+    # Over the samples, deviations from the frequencies sum to zero at each position.
+    own, held = (variance * share * samples / max(samples - 1, 1) for share in (1 - sample, sample))
+    return State.of(axes, mean, constant=-held / samples, sample=held, site=-own / samples, residual=own)
 
 
 def _shared(rows: Tensor, variance: Tensor, frequency: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tightrope.roles import Axes, Axis, Role, broadcast, default_axes
-from tightrope.tape.tape import Entry, Kind, Ref, Tape, Value
+from tightrope.tape.tape import RECURRENT, Entry, Kind, Ref, Tape, Value
 
 Travel = Callable[[Entry, list[Axes], tuple[int, ...]], Axes]
 
@@ -90,9 +90,11 @@ def of_source(tape: Tape, value: Value, reader: Entry | None = None, known: dict
     if reader is not None and reader.op.startswith("conv") and len(shape) >= 3:
         sites = (_one(Role.SITE, n) for n in shape[2:])
         return Axes((_one(Role.SAMPLE, shape[0]), _one(Role.CHANNEL, shape[1]), *sites))
-    if reader is not None and reader.op in ("lstm", "gru", "rnn_tanh", "rnn_relu") and len(shape) == 3:
-        time_first = not (reader.args and reader.args[-1] is True)
-        roles = (Role.SITE, Role.SAMPLE, Role.CHANNEL) if time_first else (Role.SAMPLE, Role.SITE, Role.CHANNEL)
+    if value.id in tape.time_first:
+        return Axes(tuple(map(_one, (Role.SITE, Role.SAMPLE, *[Role.CHANNEL] * (len(shape) - 2)), shape)))
+    if reader is not None and reader.op in RECURRENT and len(shape) == 3:
+        second = reader.inputs[0] != value.id or reader.args[-1] is not True  # a state is (layer, sample, channel)
+        roles = (Role.SITE, Role.SAMPLE, Role.CHANNEL) if second else (Role.SAMPLE, Role.SITE, Role.CHANNEL)
         return Axes(tuple(_one(role, n) for role, n in zip(roles, shape, strict=True)))
     if value.dtype.is_floating_point or len(shape) != 2:
         return default_axes(shape, tape.samples)

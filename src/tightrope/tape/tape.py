@@ -110,6 +110,15 @@ class ModuleInfo:
     training: bool
 
 
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+"""Recurrent layers; their ninth argument says whether the batch comes first."""
+MOVING = frozenset({
+    "transpose", "permute", "t", "T", "mT", "H", "movedim", "moveaxis", "swapaxes", "swapdims", "view", "reshape",
+    "flatten", "unflatten", "stack", "matmul", "bmm",
+})  # fmt: skip
+"""Operations that may turn the first two dimensions of a tensor even where their lengths stay."""
+
+
 @dataclass
 class Tape:
     """What a step called; of one backward pass, or of all of them.
@@ -150,6 +159,31 @@ class Tape:
         return {number: entry for entry in self.entries for number in entry.outputs}
 
     @cached_property
+    def time_first(self) -> frozenset[int]:
+        """Ids of tensors from outside whose first dimension is time and whose second is the batch, for a complete tape.
+
+        A recurrent layer says so of what it reads; it is followed back through operations that keep both dimensions.
+        """
+        makers = {number: entry for entry in self.entries for number in entry.outputs}
+        found: set[int] = set()
+        for entry in self.entries:
+            if entry.op not in RECURRENT or len(entry.args) < 9 or entry.args[8] is not False:
+                continue
+            number: int | None = entry.inputs[0]
+            while number in makers:
+                number = self._through(makers[number], self.values[number].shape[:2])
+            if number is not None and self.values[number].kind in (Kind.INPUT, Kind.KNOWN):
+                found.add(number)
+        return frozenset(n for n in found if len(self.values[n].shape) > 1)
+
+    def _through(self, maker: Entry, lead: tuple[int, ...]) -> int | None:
+        """The input that an entry's result has its first two dimensions from."""
+        if maker.op in MOVING:
+            return None
+        free = (n for n in maker.inputs if self.values[n].kind is not Kind.PARAMETER)
+        return next((n for n in free if self.values[n].shape[:2] == lead), None)
+
+    @cached_property
     def readers(self) -> dict[int, list[Entry]]:
         """Which entries read each value; for a tape that is complete."""
         found: dict[int, list[Entry]] = {}
@@ -175,7 +209,10 @@ class Tape:
         data = (v for v in values.values() if v.producer is None and v.kind in (Kind.INPUT, Kind.KNOWN) and v.shape)
         first = next(data, None)
         samples = self.samples if first is None or self.samples in first.shape else first.shape[0]
-        return Tape(entries, values, self.modules, loss, samples, self.complete)
+        made = Tape(entries, values, self.modules, loss, samples, self.complete)
+        for number in made.time_first:
+            made.samples = values[number].shape[1]
+        return made
 
     def location(self, entry: Entry) -> Location:
         """The line a user would change: where the entry's module was built, else where the call stands."""
