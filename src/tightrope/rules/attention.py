@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Role
+from tightrope.rules.causal import Causal
+from tightrope.rules.causal import causal as causal_rows
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.softmax import Rows, participation, rows
 from tightrope.rules.state import State
@@ -45,6 +47,7 @@ class _Attention:
     keys: int
     tilt: float = 0.0  # see `_tilt`, where positions are alike
     row_tilt: Tensor = field(default_factory=lambda: torch.zeros(()))  # and by row
+    triangle: Causal | None = None  # causal rows over keys of one law
 
 
 @rule("scaled_dot_product_attention")
@@ -54,6 +57,8 @@ def attention(call: Call) -> State:
     call.saved["attention"] = a
     v, kept = a.v, 1.0 / (1.0 - a.drop)
     free = v.residual + v.site
+    if a.triangle is not None:
+        return State(call.axes[0], *a.triangle.output(v), width=v.width)
     if a.weights is None:
         held = v.mean.square() + v.constant + v.sample
         common = min(a.reach / a.keys, a.share) * free
@@ -78,12 +83,16 @@ def attention(call: Call) -> State:
 def _(call: Call, upstream: State) -> Gradients:
     """The ways through values, queries and keys."""
     a: _Attention = call.saved["attention"]
-    made = _map_gradients(a, upstream) if a.weights is not None else _alike_gradients(a, upstream)
+    if a.triangle is not None:
+        made = a.triangle.gradients(a.q, a.k, a.v, upstream)
+    else:
+        made = _map_gradients(a, upstream) if a.weights is not None else _alike_gradients(a, upstream)
     found: Gradients = {}
     for position, (name, gradient) in enumerate(zip(("query", "key", "value"), made, strict=True)):
         number, target = call.id(position, name), call.state(position, name)
         assert number is not None and target is not None
-        state = replace(_ungrouped(gradient, target), axes=target.axes, width=upstream.width)
+        groups = a.q.axes.shape[-3] // target.axes.shape[-3] if len(target.axes.dims) > 2 and position else 1
+        state = replace(_ungrouped(gradient, groups), axes=target.axes, width=upstream.width)
         found[number] = state if number not in found else found[number].plus(state)
     return found
 
@@ -101,6 +110,10 @@ def _align(call: Call) -> _Attention:
     groups = q.axes.shape[-3] // k.axes.shape[-3] if len(q.axes.dims) > 2 and len(k.axes.dims) > 2 else 1
     k, v = _grouped(k, groups), _grouped(v, groups)
     mask, causal = _mask(call, queries, keys), bool(call.argument(5, "is_causal", False))
+    if causal and mask is None and queries == keys:
+        triangle = causal_rows(q, k, v, scale, drop, q.axes.count(Role.CHANNEL))
+        if triangle is not None:
+            return _Attention(q, k, v, scale, drop, None, 0.0, 0.0, queries, keys, triangle=triangle)
     alike = all(f.shape[-2] == 1 for s in (q, k, v) for f in s.fields) and mask is None
     if alike:
         lengths, shares = _lengths(queries, keys, causal)
@@ -201,12 +214,10 @@ def _grouped(state: State, groups: int) -> State:
     return state.map(lambda f: f if f.shape[-3] == 1 else f.repeat_interleave(groups, -3))
 
 
-def _ungrouped(gradient: State, target: State) -> State:
+def _ungrouped(gradient: State, groups: int) -> State:
     """The gradient of a key or value that several queries share: the sum over its group."""
-    heads = max(f.shape[-3] for f in gradient.fields) if len(target.shape) >= 3 else 1
-    if heads in (1, target.shape[-3] if len(target.shape) >= 3 else 1):
+    if groups == 1:
         return gradient
-    groups = heads // target.shape[-3]
     return gradient.map(lambda f: f.unflatten(-3, (-1, groups)).sum(-3) if f.shape[-3] > 1 else f * groups)
 
 

@@ -69,27 +69,22 @@ def correlated(x: State, z: State, w: Tensor) -> State:
 
 def random_map(x: State, weight: State, axes: Axes, n: int, kappa: float) -> State:
     """The law of a sum over n inputs with independent random weights: E[z z'] = n E[w^2] E[x x'] at every level."""
-    flat = x.moved()
     mean_w = float(weight.mean.mean())
     variance_w = float(weight.variance.mean()) + float(weight.mean.var(unbiased=False))
-    moment = flat.mean.square()
+    sites = [d for d in x.dims(Role.SITE) if x.mean.shape[d] > 1 and d != len(x.shape) - 1]
+    lasting = x.mean.mean(sites, keepdim=True) if sites else x.mean  # what a channel's mean is at all sites
 
     def average(field: Tensor) -> Tensor:
         return field.mean(-1, keepdim=True)
 
-    mean = n * mean_w * average(flat.mean)
-    constant = n * variance_w * average(moment + flat.constant) + n * mean_w**2 * average(flat.constant)
+    spread = average(x.mean.square()) - average(x.mean).square()
     gain = n * (variance_w + mean_w**2)
-    width = x.width + max(kappa - 1, 0.0) / n
+    constant = n * variance_w * average(lasting.square()) + gain * average(x.constant)
+    site = n * variance_w * average((x.mean - lasting).square()) + gain * average(x.site)
     return State(
-        axes,
-        mean,
-        constant,
-        gain * average(flat.sample),
-        gain * average(flat.site),
-        gain * average(flat.residual),
-        width,
-    )
+        axes, n * mean_w * average(x.mean), constant + n * mean_w**2 * spread, gain * average(x.sample), site,
+        gain * average(x.residual), x.width + max(kappa - 1, 0.0) / n,
+    )  # fmt: skip
 
 
 def kurtosis(x: State) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tightrope.roles import Axes, Role
 from tightrope.rules.registry import Call, Gradients, rule
-from tightrope.rules.state import DTYPE, State, state_shape
+from tightrope.rules.state import DTYPE, TABLE, State, state_shape
 from tightrope.tape.tape import Ref
 
 Move = Callable[[Tensor], Tensor]
@@ -115,6 +115,9 @@ def _single(call: Call) -> Pick:
 @rule("split", "chunk", "split_with_sizes", "tensor_split", "unbind", "hsplit", "vsplit", trivial=True)
 def split(call: Call) -> list[State]:
     """Consecutive parts of one dimension."""
+    dim = _split_dim(call)
+    if call.entry.op != "unbind" and call.input.shape[dim] > 1 and all(f.shape[dim] == 1 for f in call.input.fields):
+        return [call.input.map(lambda f: f, axes) for axes in call.axes]
     return [picked(call.input, pick, axes) for pick, axes in zip(_parts(call), call.axes, strict=True)]
 
 
@@ -123,11 +126,33 @@ def _(call: Call, upstream: State | list[State | None]) -> Gradients:
     number = call.id(0, "input")
     assert number is not None
     total: State | None = None
+    if isinstance(upstream, list) and call.entry.op != "unbind" and call.input.shape[_split_dim(call)] > 1:
+        parts = [state for state in upstream if state is not None]
+        if len(parts) == len(upstream) and _many(parts, _split_dim(call), call.input.axes):
+            return {number: _blended(parts, _split_dim(call), call.input.axes)}
     for pick, state in zip(_parts(call), upstream if isinstance(upstream, list) else [upstream], strict=True):
         if state is not None:
             part = put_back(state, pick, call.input.axes)
             total = part if total is None else total.plus(part)
     return {} if total is None else {number: total}
+
+
+def _many(parts: list[State], dim: int, axes: Axes) -> bool:
+    """Whether parts that are alike within would make maps too large when put side by side."""
+    alike = all(f.shape[dim] == 1 for part in parts for f in part.fields)
+    return alike and max(f.numel() for part in parts for f in part.fields) * axes.shape[dim] > TABLE
+
+
+def _blended(parts: list[State], dim: int, axes: Axes) -> State:
+    """Parts side by side as one law for all positions: an average by their lengths."""
+    shares = [part.axes.shape[dim] / axes.shape[dim] for part in parts]
+
+    def average(fields: list[Tensor]) -> Tensor:
+        return sum((s * f for s, f in zip(shares, fields, strict=True)), torch.zeros((), dtype=DTYPE))
+
+    mean, *components = (average(list(fields)) for fields in zip(*(part.fields for part in parts), strict=True))
+    components[0] = components[0] + average([(part.mean - mean).square() for part in parts])
+    return State.from_fields(axes, (mean, *components), width=max(part.width for part in parts))
 
 
 def _parts(call: Call) -> list[Pick]:

@@ -25,8 +25,10 @@ from tightrope.rules.amplitude import of_rows
 from tightrope.rules.lags import CROSS_CHANNELS, Cross, autocovariance, blended, reach, trimmed
 
 DTYPE = torch.float64
-EVEN = 1e-9
-"""Relative variation along a dimension that is rounding and no structure."""
+EVEN = 1e-6
+"""Relative variation along a dimension that is rounding (of known tables in single precision) and no structure."""
+TABLE = 1 << 14
+"""Numbers from which on a law of drawn weights is not resolved over both sites and channels."""
 MAP = 1024
 """Elements of a picture from which on its law is taken to be the same at all sites."""
 COVARIANCE_CHANNELS = 640
@@ -322,11 +324,18 @@ def _shrunk(deviations: Tensor) -> Tensor:
 
 
 def evened(state: State) -> State:
-    """A state whose fields have length 1 along every dimension on which they do not vary."""
+    """A state of drawn weights whose fields have length 1 along every dimension on which they do not vary.
+
+    Variances that known tables (of positions) resolve over many sites and channels are averaged over the channels,
+    which drawn weights mix alike.
+    """
     if state.latent is not None or state.covariance is not None:
         return state
+    coarse = [d for d in state.dims(Role.CHANNEL) if d not in state.dims(Role.SITE)]
 
     def even(field: Tensor) -> Tensor:
+        if field.numel() > TABLE and field is not state.mean and coarse:
+            field = field.mean(coarse, keepdim=True)
         for dim, size in enumerate(field.shape):
             if size > 1:
                 low, high = field.aminmax(dim=dim, keepdim=True)

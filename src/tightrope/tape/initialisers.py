@@ -29,9 +29,10 @@ CONSTANT_LIMIT = 1 << 22
 """Largest number of elements of a constant that is computed."""
 _HARMLESS = frozenset({"requires_grad", "detach", "t", "transpose", "squeeze", "unsqueeze", "as_strided", "rename"})
 _EMPTY = frozenset({"empty", "empty_like", "new_empty", "empty_strided"})
-_FACTORIES = frozenset(
-    "arange linspace logspace zeros ones full eye tensor tril_indices triu_indices as_tensor".split()
-)
+_FACTORIES = frozenset({
+    "arange", "linspace", "logspace", "zeros", "ones", "full", "eye", "tensor", "tril_indices", "triu_indices",
+    "as_tensor",
+})  # fmt: skip
 
 
 _DRAWS: dict[int, tuple[weakref.ref[Tensor], Draw]] = {}
