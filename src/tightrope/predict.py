@@ -9,19 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 
+from tightrope.errors import InputError
 from tightrope.law import Law
 from tightrope.roles import Axes
 from tightrope.rules import fixed, numerical
+from tightrope.rules.attention_law import AttentionLaw, attention_laws
 from tightrope.rules.elementwise import joined
 from tightrope.rules.registry import Call, Gradients, Rule, find
 from tightrope.rules.state import State, evened
 from tightrope.rules.weights import weight_state
 from tightrope.tape.axes import infer, of_source
 from tightrope.tape.tape import Entry, Kind, Tape, Value
+
+Weights = Literal["actual", "laws"]
+Mode = Literal["conditioned", "ensemble"]
 
 
 class Laws(Mapping[int, Law]):
@@ -64,6 +70,7 @@ class Forecast:
         simulated: entries that had no rule and were evaluated numerically on their predicted input law.
         unknown: entries that could not be predicted, and why.
         seconds: wall time of the prediction.
+        mode: "conditioned" on the actual weights, or "ensemble" over draws of the weights from their laws.
     """
 
     tape: Tape
@@ -74,19 +81,30 @@ class Forecast:
     simulated: tuple[Entry, ...] = ()
     unknown: tuple[tuple[Entry, str], ...] = ()
     seconds: float = 0.0
+    mode: Mode = "conditioned"
+
+    @cached_property
+    def attention(self) -> tuple[AttentionLaw, ...]:
+        """What happens inside each attention, in order: spread of the scores, participation, entropy, largest score."""
+        return attention_laws(self.tape, self.states)
 
 
-def forecast(tape: Tape, sources: dict[int, State] | None = None) -> Forecast:
+def forecast(tape: Tape, sources: dict[int, State] | None = None, *, weights: Weights | None = None) -> Forecast:
     """Carry laws over a tape, forward and, if it has a loss, backward.
 
     Args:
         tape: the recorded step.
         sources: laws of values from outside, by id; parameters, buffers and known tensors need none. Inputs
             that are missing are taken as standard normal.
+        weights: "actual" conditions on the parameters' numbers, "laws" leaves only their moments; None: the numbers
+            where there are any, which is more accurate for the network at hand.
+
+    Raises:
+        InputError: the actual weights are asked for and a parameter is on the meta device.
     """
     begin = time.perf_counter()
     with torch.no_grad():
-        sweep = Sweep(tape, sources or {})
+        sweep = Sweep(tape, sources or {}, weights=weights)
         sweep.forward()
         if tape.loss is not None:
             sweep.backward()
@@ -94,7 +112,7 @@ def forecast(tape: Tape, sources: dict[int, State] | None = None) -> Forecast:
     gradients = {number: replace(state, latent=None, nodes=None) for number, state in sweep.gradients.items()}
     return Forecast(
         tape, Laws(states), Laws(gradients), states, frozenset(sweep.trivial), tuple(sweep.simulated),
-        tuple(sweep.unknown), time.perf_counter() - begin,
+        tuple(sweep.unknown), time.perf_counter() - begin, "ensemble" if sweep.drawn else "conditioned",
     )  # fmt: skip
 
 
@@ -105,10 +123,16 @@ class Sweep:
         tape: the recorded step.
         sources: laws of values from outside.
         before: is called with the sweep and each entry before the entry is propagated; it may change parameters.
+        weights: as for `forecast`.
     """
 
     def __init__(
-        self, tape: Tape, sources: dict[int, State], before: Callable[[Sweep, Entry], None] | None = None
+        self,
+        tape: Tape,
+        sources: dict[int, State],
+        before: Callable[[Sweep, Entry], None] | None = None,
+        *,
+        weights: Weights | None = None,
     ) -> None:
         self.tape = tape
         self.before = before
@@ -117,7 +141,12 @@ class Sweep:
         self.axes: dict[int, Axes] = {}
         self.calls: list[tuple[Call, Any]] = []
         self.latents: dict[int, Any] = {}
-        self.drawn = any(v.content is not None and v.content.is_meta for v in tape.value_of(Kind.PARAMETER))
+        bare = [v for v in tape.value_of(Kind.PARAMETER) if v.content is not None and v.content.is_meta]
+        if bare and weights == "actual":
+            found = f"{bare[0].name} is on the meta device"
+            raise InputError("predict from the actual weights", found, "Build the model with numbers, or ask for laws")
+        self.by_law = weights == "laws"
+        self.drawn = self.by_law or bool(bare)
         self.trivial: set[int] = set()
         self.simulated: list[Entry] = []
         self.unknown: list[tuple[Entry, str]] = []
@@ -171,7 +200,7 @@ class Sweep:
         axes = self.axes[value.id]
         if value.kind in (Kind.PARAMETER, Kind.BUFFER):
             try:
-                self.states[value.id] = weight_state(value, axes)
+                self.states[value.id] = weight_state(value, axes, by_law=self.by_law)
             except NotImplementedError as error:
                 self.lawless[value.id] = str(error)
         elif value.content is not None and not value.content.is_meta:
@@ -271,4 +300,4 @@ def default_projection(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.randn(shape, generator=generator)
 
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["Forecast", "Weights", "forecast"]

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from tightrope.errors import InputError, RecordError, TightropeError
 from tightrope.inputs import arguments
 from tightrope.measure.measurement import Measurement, Meter
-from tightrope.predict import Forecast, default_projection, forecast
+from tightrope.predict import Forecast, Weights, default_projection, forecast
 from tightrope.tape.recorder import Recorder
 from tightrope.tape.tape import Tape
 from tightrope.tape.tracer import Tracer
@@ -24,7 +24,7 @@ from tightrope.tape.tracer import Tracer
 Loss = Callable[[Any], Tensor]
 
 
-def predict(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Forecast:
+def predict(model: nn.Module, inputs: Any, *, loss: Loss | None = None, weights: Weights | None = None) -> Forecast:
     """Predict the law of every tensor of a step, and of its gradient, from theory.
 
     Shapes run through the model on the meta device; no sample does. Parameters may be real (their own numbers
@@ -36,12 +36,17 @@ def predict(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Forec
             measured, or meta (then standard normal).
         loss: maps the model's output to a scalar; None: the output's own `.loss`, else a fixed random
             projection of the output.
+        weights: "actual" predicts this very network from its weights, "laws" all networks with weights of the same
+            laws; None: the better one that the model allows. The forecast's `mode` says which it was.
 
     Raises:
-        InputError: the model, the batch or the loss is no such thing.
+        InputError: the model, the batch or the loss is no such thing, or the actual weights are asked for and the
+            model has none.
         RecordError: the model could not be run on shapes.
     """
-    return forecast(trace(model, inputs, loss=loss))
+    if weights not in (None, "actual", "laws"):
+        raise InputError("predict", f"weights is {weights!r}", 'Pass "actual", "laws" or None')
+    return forecast(trace(model, inputs, loss=loss), weights=weights)
 
 
 def trace(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Tape:
