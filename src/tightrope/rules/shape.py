@@ -20,7 +20,16 @@ from tightrope.tape.tape import Ref
 @rule("contiguous", "clone", "alias", "to", "type_as", "float", "double", "half", "bfloat16", "detach", "data",
       "requires_grad", "cpu", "cuda", "type", "checkpoint", "identity", "fmt", trivial=True)  # fmt: skip
 def copied(call: Call) -> State:
-    """A copy, a cast or a move."""
+    """A copy, a cast or a move; truth values and indices that become numbers have the law of those numbers.
+
+    Raises:
+        NotImplementedError: they are not known.
+    """
+    if call.state(0, "input") is None:
+        content = call.content(0, "input")
+        if content is None or content.is_meta:
+            raise NotImplementedError(f"{call.entry.op} of a tensor whose content is not known")
+        return State.of_content(call.axes[0], content)
     return replace(call.input, axes=call.axes[0])
 
 
@@ -28,7 +37,7 @@ def copied(call: Call) -> State:
 def _(call: Call, upstream: State) -> Gradients:
     number = call.id(0, "input")
     assert number is not None
-    if call.entry.op in ("detach", "data"):
+    if call.entry.op in ("detach", "data") or number not in call.states:
         return {}
     return {number: replace(upstream, axes=call.input.axes)}
 

@@ -169,6 +169,20 @@ def _matmul(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
     return Axes(left.dims[:-1] if len(right.dims) == 1 else right.dims[:-2] + right.dims[-1:])
 
 
+@_for("einsum")
+def _einsum(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
+    """A letter's role is that of the first operand that has it with samples, else of the first that has it."""
+    left, _, out = entry.args[0].replace(" ", "").partition("->")
+    roles: dict[str, tuple[Axis, ...]] = {}
+    for part, axes in zip(left.split(","), inputs, strict=True):
+        if "." in part or len(part) != len(axes.dims):
+            raise ValueError
+        for letter, dim in zip(part, axes.dims, strict=True):
+            if letter not in roles or any(axis.role is Role.SAMPLE for axis in dim):
+                roles[letter] = dim
+    return Axes(tuple(roles[letter] for letter in out))
+
+
 @_for("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution")
 def _conv(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
     first = inputs[0].dims[0] if len(inputs[0].dims) == len(shape) else ()
