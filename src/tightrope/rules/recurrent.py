@@ -34,7 +34,8 @@ def recurrent(call: Call) -> list[State]:
     for level in layers:
         done: list[Unrolled] = []
         for weights in level:
-            start = _start(call, sum(map(len, runs)) + len(done), drawn)
+            place = sum(map(len, runs)) + len(done)
+            start = [start_of(call, ref, place, drawn) for ref in _starts(call)]
             levels = max(len(course.rho) for course in (x, *start))
             x, start = levelled(x, levels), [levelled(course, levels) for course in start]
             run = Unrolled(call.entry.op, weights, call.states, start)
@@ -70,7 +71,7 @@ def _(call: Call, upstream: State | list[State | None]) -> Gradients:
         parts, own = [], []
         for place, run in enumerate(runs[depth]):
             number = depth * both + place
-            tail = [None if s is None else _end(s, number, drawn) for s in given[1:]]
+            tail = [None if s is None else ends_of(s, number, drawn) for s in given[1:]]
             _back(run, None if flowing is None else _part(flowing, place, both), tail, steps)
             for parameter, state in run.parameters(samples).items():
                 found[parameter] = state if parameter not in found else found[parameter].plus(state)
@@ -93,8 +94,8 @@ def _back(run: Unrolled, flowing: Course | None, tail: list[Course | None], step
     """One layer's way back, from the gradients of its output and of its last states."""
     levels = max([run.levels, *(len(course.rho) for course in (flowing, *tail) if course is not None)])
     memory = tail[1] if len(tail) > 1 else None
-    run.turn(levelled(_silence(1) if memory is None else memory, levels))
-    flowing = levelled(_silence(steps) if flowing is None else flowing, levels)
+    run.turn(levelled(silence(1) if memory is None else memory, levels))
+    flowing = levelled(silence(steps) if flowing is None else flowing, levels)
     if not run.weights.reverse:
         flowing = flowing.flipped()
     for step in range(steps):
@@ -109,7 +110,7 @@ def _back(run: Unrolled, flowing: Course | None, tail: list[Course | None], step
         run.back(rows)
 
 
-def _silence(steps: int) -> Course:
+def silence(steps: int) -> Course:
     """No gradient."""
     none = torch.zeros((steps, 1), dtype=DTYPE)
     return Course(1).like(none, none, torch.zeros((1, steps, steps, 1), dtype=DTYPE))
@@ -158,16 +159,13 @@ def _starts(call: Call) -> list[Ref]:
     return [given] if isinstance(given, Ref) else list(given)
 
 
-def _start(call: Call, place: int, drawn: bool) -> list[Course]:
-    """The states before the first step of a layer."""
-    found = []
-    for ref in _starts(call):
-        made = _end(call.states[ref.id], place, drawn)
-        if not drawn:
-            width = call.value(ref).shape[-1]
-            made = made.like(made.mean.expand(1, width), made.std.expand(1, width), made.rho)
-        found.append(made)
-    return found
+def start_of(call: Call, ref: Ref, place: int, drawn: bool) -> Course:
+    """A state before the first step, of one of a stack's layers."""
+    made = ends_of(call.states[ref.id], place, drawn)
+    if drawn:
+        return made
+    width = call.value(ref).shape[-1]
+    return made.like(made.mean.expand(1, width), made.std.expand(1, width), made.rho)
 
 
 # -- states and courses ----------------------------------------------------------------------------
@@ -267,7 +265,7 @@ def _stacked(rows: list[Rows], axes: Axes, width: float) -> State:
     return State.from_fields(axes, fields, width=width)
 
 
-def _end(state: State, number: int, drawn: bool) -> Course:
+def ends_of(state: State, number: int, drawn: bool) -> Course:
     """One layer's part of a state of (layer, sample, channel), or of a single layer's (sample, channel)."""
     fields = []
     for f in state.fields:
@@ -290,4 +288,4 @@ def _end(state: State, number: int, drawn: bool) -> Course:
     return made
 
 
-__all__ = ["course_of", "recurrent", "state_of"]
+__all__ = ["course_of", "ends_of", "recurrent", "silence", "start_of", "state_of"]

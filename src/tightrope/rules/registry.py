@@ -42,7 +42,7 @@ class Call:
         tape, entry: what was called.
         states: states of the values so far, by id; parameters and buffers with known content are exact.
         axes: axes of the outputs.
-        latents: quadrature variables by value id, shared by all calls of a sweep.
+        latents: quadrature variables by value id, shared by all calls of a sweep, and what else calls leave each other.
         saved: what the forward rule leaves for the backward rule.
     """
 
@@ -50,7 +50,7 @@ class Call:
     entry: Entry
     states: dict[int, State]
     axes: list[Axes]
-    latents: dict[int, Any] = field(default_factory=dict)
+    latents: dict[Any, Any] = field(default_factory=dict)
     saved: dict[str, Any] = field(default_factory=dict)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:

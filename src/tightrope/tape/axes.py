@@ -350,6 +350,11 @@ def _recurrent(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes
     return Axes((_one(Role.SITE, shape[0]), sample, _one(Role.CHANNEL, shape[2])))
 
 
+@_for("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _recurrent_cell(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
+    return Axes((*inputs[0].dims[:-1], _one(Role.CHANNEL, shape[-1])))
+
+
 @_for("cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "l1_loss",
       "smooth_l1_loss", "huber_loss", "kl_div")  # fmt: skip
 def _loss(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
