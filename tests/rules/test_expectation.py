@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tightrope.roles import Axes, Axis, Role
+from tightrope.roles import Axes, Axis, Role, default_axes
 from tightrope.rules.expectation import from_levels, latent, legendre, levels, product
 from tightrope.rules.state import State
 
@@ -64,3 +65,19 @@ def test_the_product_of_independent_tensors() -> None:
     assert law.mean == pytest.approx(float(first.mean()), abs=5e-3)
     assert law.variance == pytest.approx(float(first.var()), rel=0.01)
     assert law.sample == pytest.approx(float(((first - first.mean()) * (second - second.mean())).mean()), abs=5e-3)
+
+
+def test_covariances_of_a_product_are_those_of_its_factors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    axes = default_axes((400_000, 3), 400_000)
+    draws, states = [], []
+    for _ in range(2):
+        mix, mean = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((3, 3), (3,)))
+        draws.append(mean + torch.randn(400_000, 3, generator=generator, dtype=torch.float64) @ mix.T)
+        covariance = mix @ mix.T
+        states.append(replace(State.of(axes, mean, sample=covariance.diagonal()), covariance=covariance))
+    found = product(*states).covariance
+    real = draws[0] * draws[1]
+    batches = torch.stack([torch.cov(part.T) for part in real.chunk(40)])
+    assert found is not None
+    assert bool(((found - batches.mean(0)).abs() < 5 * batches.std(0) / 40**0.5).all())

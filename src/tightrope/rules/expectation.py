@@ -176,17 +176,17 @@ class Latent:
             return made
         square = values.square()
         if self.scale is None:
-            energy = self.expect(square).mean().expand(len(OMEGA))
-            wobble = self.expect(square.square()) - self.expect(square).square()
+            second, fourth = (self.expect(x).unsqueeze(-1).expand(*made.shape, len(OMEGA)) for x in (square, square**2))
         else:
             _, second = self.by_node(values)
-            energy = second.reshape(-1, len(OMEGA)).mean(0)
             _, fourth = self.by_node(square)
-            wobble = ((fourth - second.square()) * OMEGA).sum(-1)
+        energy = second.reshape(-1, len(OMEGA)).mean(0)
+        wobble = (fourth - second.square()).reshape(-1, len(OMEGA)).mean(0)
         count, mean = made.mean.expand(made.shape).numel(), float((energy * OMEGA).sum())
-        if count < CROWD or mean <= 0:
+        if count < CROWD or not bool((energy > 0).all()):
             return made
-        fresh = float(wobble.mean()) / (4 * count * mean**2)
+        # Relative to a node's own energy: the loudest few would otherwise lend all others their noise.
+        fresh = float((OMEGA * wobble / energy.square()).sum()) / (4 * count)
         level, memory = moved(energy, max(fresh, 0.0))
         return replace(made, amplitude=level, memory=memory, gain=None if self.scale is None else energy / mean)
 
@@ -209,8 +209,9 @@ def centre(base: State) -> tuple[Tensor, Tensor]:
         return mean, variance.sqrt()
     loud = torch.exp(base.amplitude)
     inner = mean / (OMEGA * loud).sum()
-    within = (variance + mean.square()) / (OMEGA * loud.square()).sum() - inner.square()
-    return inner, torch.maximum(within, LEAST_WITHIN * variance).sqrt()
+    energy = (OMEGA * loud.square()).sum()
+    within = (variance + mean.square()) / energy - inner.square()
+    return inner, torch.maximum(within, LEAST_WITHIN * variance / energy).sqrt()
 
 
 def latent(base: State, kinks: Sequence[float] = (), *, charted: bool = False, positive: bool = False) -> Latent:
