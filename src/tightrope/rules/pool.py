@@ -28,6 +28,8 @@ SHARED_NODES = 7
 """Gauss-Hermite nodes for what the elements of a window share."""
 MOST_ELEMENTS, POINTS = 25, 4096
 """Largest window whose correlations are integrated over, and points of that integral: 0.5 % of the maximum."""
+KNOWN = 1 << 16
+"""Values of a function from which others are interpolated."""
 MOST_SHARED = 0.97
 """Largest share: the rest still spans a few quadrature nodes."""
 
@@ -199,14 +201,28 @@ def _even(call: Call) -> State:
         return collapsed(replace(x, latent=None, nodes=None), dims)
     if all(f.shape[d] == 1 for f in variable.base.fields for d in dims):
         return x
-    # The laws of a window's elements are near each other: one with their averages stands for them.
-    matrices = _memberships(call)
-    base = variable.base.map(lambda f: _applied(f, matrices))
-    near = replace(
-        variable, xi=_applied(variable.xi, matrices), weights=_applied(variable.weights, matrices),
-        base=replace(base, lags=variable.base.lags),
-    )  # fmt: skip
-    return replace(x.map(lambda f: _applied(f, matrices)), latent=near, nodes=_applied(x.nodes, matrices))
+    # One law stands for a window's elements; by what their means differ they vary independently.
+    matrices, base = _memberships(call), variable.base
+    mean = _applied(base.mean, matrices)
+    spread = (_applied(base.mean.square(), matrices) - mean.square()).clamp(min=0)
+    near = base.map(lambda f: _applied(f, matrices))
+    near = replace(near, residual=near.residual + spread, lags=base.lags)
+    xi, weights = _applied(variable.xi, matrices), _applied(variable.weights, matrices)
+    window = replace(variable, xi=xi, weights=weights, base=near, scale=None)
+    return replace(x.map(lambda f: _applied(f, matrices)), latent=window, nodes=_looked_up(variable, x.nodes, window.z))
+
+
+def _looked_up(variable: Latent, values: Tensor, z: Tensor) -> Tensor:
+    """A function of a variable at other values of it, between those at the variable's own nodes."""
+    known, held = (t.reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(variable.z, values))
+    step = max(known.numel() // KNOWN, 1)
+    known, order = known[::step].reshape(-1).sort()
+    held = held[::step].reshape(-1)[order]
+    right = torch.searchsorted(known, z.contiguous()).clamp(1, len(known) - 1)
+    low, high = known[right - 1], known[right]
+    part = ((z - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
+    made: Tensor = held[right - 1] + part * (held[right] - held[right - 1])
+    return made
 
 
 def _memberships(call: Call) -> dict[int, Tensor]:
@@ -252,14 +268,15 @@ def _windows(call: Call) -> tuple[list[int], list[int], list[int]]:
 
 def _shares(base: State, call: Call) -> tuple[Tensor, Tensor]:
     """Fractions of the variance that all elements of a sample share, and that those of a window share: with the former,
-    what borders and other structure of the map do to all samples alike, and what neighbours have in common.
+    what neighbours have in common, and what the border does to the map, in windows that do not touch it.
     """
     safe = base.variance.clamp(min=1e-300)
 
     def part(field: Tensor) -> Tensor:
         return torch.where(base.variance > 0, field / safe, torch.zeros_like(safe)).clamp(0, MOST_SHARED)
 
-    share, window = part(levels(base)[2]), part(levels(base)[2] + base.site)
+    inner = math.prod(max(1 - 2 / call.axes[0].shape[d], 0.0) for d in _site_dims(call))
+    share, window = part(levels(base)[2]), part(levels(base)[2] + inner * base.site)
     if base.lags is None or len(_site_dims(call)) != 2 or call.entry.op.startswith("adaptive"):
         return share, window
     kernel, _, dilation = _windows(call)
