@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,8 @@ SHARED_NODES = 7
 """Gauss-Hermite nodes for what the elements of a window share."""
 MOST_ELEMENTS, POINTS = 25, 4096
 """Largest window whose correlations are integrated over, and points of that integral: 0.5 % of the maximum."""
+KNOWN = 1 << 16
+"""Values of a function from which others are interpolated."""
 MOST_SHARED = 0.97
 """Largest share: the rest still spans a few quadrature nodes."""
 
@@ -104,7 +106,7 @@ def max_pool(call: Call) -> State:
     mean = sample = second = torch.zeros_like(variable.z[..., 0])
     won = torch.zeros_like(variable.weights * values)
     local = bool((together - shared > 1e-6).any())
-    alike = _alike(call, base) if local else 1.0
+    alike = _alike(call, base) if base.lags is not None and local else 1.0
     for count, share in _sizes(call).items():
         size = 1 + (count - 1) * alike
         for outer, chance in _hermite(bool((shared > 1e-6).any())):
@@ -173,9 +175,10 @@ def _(call: Call, upstream: State | list[State]) -> Gradients:
     variable, won = call.saved["variable"], call.saved["won"]
     # E[(number of windows won)^2 | value]: a winner's gradient is counted as often as it wins.
     density = (won / variable.weights.clamp(min=1e-300)).clamp(max=1e6)
-    nodes = (rate * density).sqrt()
     if isinstance(x.latent, Latent):
-        made = Adjoint(variable, flat).state(nodes)
+        turned = {d: m.T / m.sum(0).clamp(min=1e-12)[:, None] for d, m in _memberships(call).items()}
+        nodes = (rate * _applied(density, turned)).sqrt()
+        made = Adjoint(x.latent, flat).state(nodes)
         return {number: replace(made, axes=x.axes)}
     chance = rate
     kept = flat.second_moment * rate - (flat.mean.square() + flat.sample) * chance**2
@@ -190,13 +193,57 @@ def _site_dims(call: Call) -> list[int]:
 
 
 def _even(call: Call) -> State:
-    """The input, the same at all sites: windows mix them."""
+    """The input with one law for each window, or one for all: windows mix sites."""
     x = call.input
     dims = _site_dims(call)
-    if isinstance(x.latent, Latent) and all(f.shape[d] == 1 for f in x.latent.base.fields for d in dims):
+    variable = x.latent
+    if not isinstance(variable, Latent) or x.nodes is None:
+        return collapsed(replace(x, latent=None, nodes=None), dims)
+    if all(f.shape[d] == 1 for f in variable.base.fields for d in dims):
         return x
-    flat = collapsed(replace(x, latent=None, nodes=None), dims)
-    return flat
+    # One law stands for a window's elements; by what their means differ they vary independently.
+    matrices, base = _memberships(call), variable.base
+    mean = _applied(base.mean, matrices)
+    spread = (_applied(base.mean.square(), matrices) - mean.square()).clamp(min=0)
+    near = base.map(lambda f: _applied(f, matrices))
+    near = replace(near, residual=near.residual + spread, lags=base.lags)
+    xi, weights = _applied(variable.xi, matrices), _applied(variable.weights, matrices)
+    window = replace(variable, xi=xi, weights=weights, base=near, scale=None)
+    return replace(x.map(lambda f: _applied(f, matrices)), latent=window, nodes=_looked_up(variable, x.nodes, window.z))
+
+
+def _looked_up(variable: Latent, values: Tensor, z: Tensor) -> Tensor:
+    """A function of a variable at other values of it, between those at the variable's own nodes."""
+    known, held = (t.reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(variable.z, values))
+    step = max(known.numel() // KNOWN, 1)
+    known, order = known[::step].reshape(-1).sort()
+    held = held[::step].reshape(-1)[order]
+    right = torch.searchsorted(known, z.contiguous()).clamp(1, len(known) - 1)
+    low, high = known[right - 1], known[right]
+    part = ((z - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
+    made: Tensor = held[right - 1] + part * (held[right] - held[right - 1])
+    return made
+
+
+def _memberships(call: Call) -> dict[int, Tensor]:
+    """The matrix (window, element) that averages over each window's elements, for each dimension."""
+    dims, before, after = _site_dims(call), call.input.axes.shape, call.axes[0].shape
+    if call.entry.op.startswith("adaptive"):
+        return {d: window_average(before[d], _adaptive(before[d], after[d])) for d in dims}
+    kernel, strides, dilation = _windows(call)
+    padding = _many(call.argument(3, "padding", 0), len(dims))
+    return {
+        d: window_average(before[d], [range(j * s - p, j * s - p + (k - 1) * step + 1, step) for j in range(after[d])])
+        for d, k, s, p, step in zip(dims, kernel, strides, padding, dilation, strict=True)
+    }
+
+
+def _applied(field: Tensor, matrices: Mapping[int, Tensor]) -> Tensor:
+    """Matrices along the dimensions in which a field varies."""
+    for d, matrix in matrices.items():
+        if field.shape[d] > 1:
+            field = torch.movedim(torch.movedim(field, d, -1) @ matrix.T, -1, d)
+    return field
 
 
 def _between_windows(call: Call, lags: Tensor) -> Tensor | None:
@@ -220,18 +267,24 @@ def _windows(call: Call) -> tuple[list[int], list[int], list[int]]:
 
 
 def _shares(base: State, call: Call) -> tuple[Tensor, Tensor]:
-    """Fractions of the variance that all elements of a sample share, and that those of a window share."""
+    """Fractions of the variance that all elements of a sample share, and that those of a window share: with the former,
+    what neighbours have in common, and what the border does to the map, in windows that do not touch it.
+    """
     safe = base.variance.clamp(min=1e-300)
-    share = torch.where(base.variance > 0, levels(base)[2] / safe, torch.zeros_like(safe)).clamp(0, MOST_SHARED)
+
+    def part(field: Tensor) -> Tensor:
+        return torch.where(base.variance > 0, field / safe, torch.zeros_like(safe)).clamp(0, MOST_SHARED)
+
+    inner = math.prod(max(1 - 2 / call.axes[0].shape[d], 0.0) for d in _site_dims(call))
+    share, window = part(levels(base)[2]), part(levels(base)[2] + inner * base.site)
     if base.lags is None or len(_site_dims(call)) != 2 or call.entry.op.startswith("adaptive"):
-        return share, share
+        return share, window
     kernel, _, dilation = _windows(call)
     size = math.prod(kernel)
     if size == 1:
-        return share, share
+        return share, window
     pairs = (window_pairs(base.lags, kernel, dilation, (0, 0)) * size - 1) / (size - 1)
-    own = torch.where(base.variance > 0, base.residual / safe, torch.zeros_like(safe))
-    return share, torch.maximum(share + own * pairs.reshape(1, -1, 1, 1), share).clamp(max=MOST_SHARED)
+    return share, torch.maximum(window + part(base.residual) * pairs.reshape(1, -1, 1, 1), share).clamp(max=MOST_SHARED)
 
 
 def _alike(call: Call, base: State) -> float:
