@@ -23,7 +23,7 @@ LAYERS = (
     ("remedies",),
     ("diagnose", "repair"),
     ("report",),
-    ("check", "outlook", "watcher"),
+    ("check", "outlook", "precision", "scaling", "variants", "watcher"),
     ("run",),
     ("factory",),
     ("cli",),

@@ -9,6 +9,7 @@ from tightrope.law import Law
 from tightrope.measure import Measurement
 from tightrope.predict import Forecast
 from tightrope.report.model import Report
+from tightrope.scaling import Scaling, scaling
 from tightrope.step import measure, predict
 from tightrope.subject import Subject
 
@@ -20,6 +21,7 @@ __all__ = [
     "Measurement",
     "Remedy",
     "Report",
+    "Scaling",
     "Subject",
     "TightropeError",
     "check",
@@ -27,4 +29,5 @@ __all__ = [
     "initialize",
     "measure",
     "predict",
+    "scaling",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from tightrope.roles import Axes
 from tightrope.rules.state import State
 from tightrope.tape.draws import Draw
@@ -26,8 +28,15 @@ def weight_state(value: Value, axes: Axes, *, by_law: bool = False) -> State:
         return State.of_content(axes, content)
     draw = None if content is None else draw_of(content)
     if draw is None and content is not None and not content.is_meta:
-        numbers = content.detach().double()
-        draw = Draw(float(numbers.mean()), float(numbers.var(unbiased=False)))
+        draw = _moments(content.detach().double())
     if draw is None:
         raise NotImplementedError(f"{value.name} is on the meta device and its initialiser was not recorded")
     return State.of(axes, draw.mean, residual=draw.variance)
+
+
+def _moments(numbers: Tensor) -> Draw:
+    """The law that numbers look drawn from; a mean within three standard errors of zero is zero."""
+    mean, variance = float(numbers.mean()), float(numbers.var(unbiased=False))
+    if mean**2 <= 9 * variance / numbers.numel():
+        return Draw(0.0, variance + mean**2)
+    return Draw(mean, variance)
