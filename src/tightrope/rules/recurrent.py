@@ -206,9 +206,8 @@ def state_of(x: Course, axes: Axes, width: float) -> State:
     """A course as a state with these axes; what two different steps share is the mean over all pairs."""
     variance = x.std.square()
     constant = _off(x, 1) * variance
-    site = x.rho[1].diagonal()[0].clamp(min=0)[:, None] * variance - constant if len(x.rho) > 1 else 0 * variance
-    sample = _off(x, 0) * variance - constant
-    site, sample = site.clamp(min=0), sample.clamp(min=0)
+    site = x.rho[1].diagonal().mean(0)[:, None] * variance - constant if len(x.rho) > 1 else 0 * variance
+    sample = (_off(x, 0) * variance - constant).clamp(min=0)
     residual = (variance - constant - site - sample).clamp(min=0)
     samples_first = len(axes.dims) == 3 and any(a.role is Role.SAMPLE for a in axes.dims[0])
     place = 0 if samples_first or (len(axes.dims) == 3 and axes.shape[0] != len(x)) else 1
@@ -229,7 +228,7 @@ def _off(x: Course, level: int) -> Tensor:
     plain = x.like(x.mean * 0, x.std, x.rho)
     scale = x.like(x.mean * 0, x.std, torch.ones_like(x.rho)).weighed(away, 0)
     share = plain.weighed(away, level) / scale.clamp(min=TINY)
-    return torch.where(scale > 0, share, 0.0).clamp(0, 1)
+    return torch.where(scale > 0, share, 0.0).clamp(-1, 1)
 
 
 def _read(runs: list[Unrolled]) -> Course:
