@@ -108,8 +108,8 @@ def _align(call: Call) -> _Attention:
     scale = float(given) if given is not None else 1.0 / math.sqrt(width)
     drop = float(call.argument(4, "dropout_p", 0.0) or 0.0)
     groups = q.axes.shape[-3] // k.axes.shape[-3] if len(q.axes.dims) > 2 and len(k.axes.dims) > 2 else 1
-    k, v = _grouped(k, groups), _grouped(v, groups)
-    mask, causal = _mask(call, queries, keys), bool(call.argument(5, "is_causal", False))
+    k, v = grouped(k, groups), grouped(v, groups)
+    mask, causal = mask_of(call, queries, keys), bool(call.argument(5, "is_causal", False))
     if causal and mask is None and queries == keys:
         triangle = causal_rows(q, k, v, scale, drop, q.axes.count(Role.CHANNEL))
         if triangle is not None:
@@ -117,7 +117,7 @@ def _align(call: Call) -> _Attention:
     alike = all(f.shape[-2] == 1 for s in (q, k, v) for f in s.fields) and mask is None
     if alike:
         lengths, shares = _lengths(queries, keys, causal)
-        variance = _row_variance(q, k, scale, width).mean()
+        variance = row_variance(q, k, scale, width).mean()
         each = [participation(n, float(variance)) for n in lengths]
         share = sum(s * w for s, w in zip(each, shares, strict=True))
         reach = _reach(queries, keys, causal)
@@ -126,7 +126,7 @@ def _align(call: Call) -> _Attention:
     full_q = q.map(lambda f: f.expand(*f.shape[:-1], width))
     full_k = _over_keys(k.map(lambda f: f.expand(*f.shape[:-1], width)), keys)
     mean = scale * full_q.mean @ full_k.mean.transpose(-1, -2)
-    variance = _row_variance(full_q, full_k, scale, width)
+    variance = row_variance(full_q, full_k, scale, width)
     if causal:
         ban = torch.ones(queries, keys, dtype=torch.bool).triu(1)
         mean = mean.expand(*mean.shape[:-2], queries, keys).masked_fill(ban, -math.inf)
@@ -145,7 +145,7 @@ def _tilt(variance: Tensor, weights: Rows, channels: int) -> Tensor:
     return (variance * weights.mean).sum(-1, keepdim=True) * (1 - share).square() / max(channels, 1)
 
 
-def _row_variance(q: State, k: State, scale: float, width: int) -> Tensor:
+def row_variance(q: State, k: State, scale: float, width: int) -> Tensor:
     """Variance of the scores within a row, (query, key)."""
     free = k.residual + k.site
     off = k.mean - k.mean.mean(-2, keepdim=True)
@@ -176,7 +176,7 @@ def _masked_rows(mean: Tensor, variance: Tensor, mask: Tensor | None, queries: i
     )
 
 
-def _mask(call: Call, queries: int, keys: int) -> Tensor | None:
+def mask_of(call: Call, queries: int, keys: int) -> Tensor | None:
     """The mask as numbers to add to the scores."""
     if call.argument(3, "attn_mask") is None:
         return None
@@ -207,7 +207,7 @@ def _reach(queries: int, keys: int, causal: bool) -> float:
     return 2.0 - sum(1.0 / n for n in range(1, keys + 1)) / keys
 
 
-def _grouped(state: State, groups: int) -> State:
+def grouped(state: State, groups: int) -> State:
     """Keys or values of grouped-query attention, repeated for the queries of their group."""
     if groups == 1:
         return state
