@@ -220,6 +220,14 @@ class Course:
         table = kernel[..., None] * self.rho[level]
         return found + (torch.einsum("tsg,sgc->tgc", table, s) * s).sum(0).reshape(-1)
 
+    def faded(self, share: Tensor) -> Course:
+        """Zero but for a share of the samples at each step, those that are left at the steps behind it."""
+        mean = self.mean * share[:, None]
+        std = (share[:, None] * (self.std.square() + self.mean.square()) - mean.square()).clamp(min=0).sqrt()
+        both = torch.minimum(share[:, None], share)
+        scale = (std.square().mean(1) / self.std.square().mean(1).clamp(min=TINY)).sqrt().clamp(min=TINY)
+        return self.like(mean, std, self.rho * (both / (scale[:, None] * scale))[..., None])
+
     def thinned(self, rate: float) -> Course:
         """Behind a dropout that draws anew at every step."""
         if rate == 0:

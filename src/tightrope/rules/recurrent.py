@@ -7,6 +7,7 @@ gathers, what a layer above reads, and how the gradients of weights and biases, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from tightrope.roles import Axes, Role
 from tightrope.rules.course import TINY, Course, Rows, Through, levelled, side_by_side, summed
+from tightrope.rules.packed import packed_of
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import DTYPE, State
 from tightrope.rules.unrolled import Unrolled, Weights, turned
@@ -25,11 +27,12 @@ def recurrent(call: Call) -> list[State]:
     """Output and last states of a stack of recurrent layers.
 
     Raises:
-        NotImplementedError: packed sequences.
+        NotImplementedError: a packed sequence that was changed since it was packed.
     """
     layers = _layers(call)
+    packed = packed_of(call, call.entry.inputs[0]) if _shift(call) else None
     drawn = not all(call.states[n].exact for level in layers for w in level for n in (w.input, w.hidden))
-    x = course_of(call.input, drawn=drawn, steps=_steps(call))
+    x = course_of(call.input if packed is None else packed.state, drawn=drawn, steps=_steps(call))
     runs: list[list[Unrolled]] = []
     for level in layers:
         done: list[Unrolled] = []
@@ -49,30 +52,45 @@ def recurrent(call: Call) -> list[State]:
             x = x.thinned(_rate(call))
     call.saved.update(runs=runs, drawn=drawn)
     width = call.input.width + 2 / max(call.states[layers[0][0].hidden].shape[-1], 1)
-    out = state_of(x, call.axes[0], width)
+    if packed is None:
+        out = state_of(x, call.axes[0], width)
+    else:
+        packed = packed.holding(state_of(x, packed.axes(call.axes[0].shape[-1]), width))
+        call.latents["packed", call.entry.outputs[0]] = packed
+        out = packed.rows(call.axes[0])
     every = [run for done in runs for run in done]
     ends = [[run.hidden for run in every]]
     if call.entry.op == "lstm":
         ends.append([run.memory() for run in every])
-    return [out, *(_ends(c, axes, width) for c, axes in zip(ends, call.axes[1:], strict=True))]
+    shares = [None if packed is None or run.weights.reverse else packed.over for run in every]
+    return [out, *(_ends(c, axes, width, shares) for c, axes in zip(ends, call.axes[1:], strict=True))]
 
 
 @recurrent.gradient
 def _(call: Call, upstream: State | list[State | None]) -> Gradients:
-    given = upstream if isinstance(upstream, list) else [upstream]
+    given: list[State | None] = list(upstream) if isinstance(upstream, list) else [upstream]
     runs: list[list[Unrolled]] = call.saved["runs"]
     drawn: bool = call.saved["drawn"]
     steps, both = _steps(call), len(runs[0])
     found: Gradients = {}
+    packed = packed_of(call, call.entry.inputs[0]) if _shift(call) else None
+    if packed is not None:
+        given[0] = call.latents.get(("packed gradient", call.entry.outputs[0]), given[0])
     flowing = None if given[0] is None else course_of(given[0], drawn=drawn, steps=steps)
+    if packed is not None and flowing is not None:
+        flowing = flowing.faded(packed.alive)
     begun: list[list[Rows]] = []
-    samples = call.axes[0].count(Role.SAMPLE)
+    samples = call.axes[0].count(Role.SAMPLE) if packed is None else packed.samples
     for depth in reversed(range(len(runs))):
         parts, own = [], []
         for place, run in enumerate(runs[depth]):
             number = depth * both + place
             tail = [None if s is None else ends_of(s, number, drawn) for s in given[1:]]
-            _back(run, None if flowing is None else _part(flowing, place, both), tail, steps)
+            outside = None if flowing is None else _part(flowing, place, both)
+            if packed is not None and tail[0] is not None and not run.weights.reverse:
+                ended, tail[0] = _ended(tail[0], packed.over), None
+                outside = ended if outside is None else summed(*_alike(outside, ended))
+            _back(run, outside, tail, steps)
             for parameter, state in run.parameters(samples).items():
                 found[parameter] = state if parameter not in found else found[parameter].plus(state)
             below = Through(turned(call.states[run.weights.input])).all(run.driven)
@@ -83,7 +101,11 @@ def _(call: Call, upstream: State | list[State | None]) -> Gradients:
         if depth > 0:
             flowing = flowing.thinned(_rate(call))
     source = call.id(0, "input")
-    if source is not None and flowing is not None:
+    if source is not None and flowing is not None and packed is not None:
+        whole = state_of(flowing, packed.state.axes, 0.0)
+        call.latents["packed gradient", source] = whole
+        found[source] = packed.holding(whole).rows(call.input.axes)
+    elif source is not None and flowing is not None:
         found[source] = state_of(flowing, call.input.axes, 0.0)
     for ref, item in zip(_starts(call), range(len(begun[0])), strict=False):
         found[ref.id] = _stacked([rows[item] for rows in begun], call.states[ref.id].axes, 0.0)
@@ -110,6 +132,26 @@ def _back(run: Unrolled, flowing: Course | None, tail: list[Course | None], step
         run.back(rows)
 
 
+def _ended(last: Course, over: Tensor) -> Course:
+    """The gradient of last states where each sample ends at a step of its own."""
+    share, variance = over[:, None], last.std.square()
+    mean = share * last.mean
+    std = (share * (variance + last.mean.square()) - mean.square()).clamp(min=0).sqrt()
+    level = 0.0 if len(last.rho) < 2 else float(last.rho[1].mean() * variance.mean())
+    scale = std.square().mean(1).sqrt()
+    within = -(mean @ mean.T) / mean.shape[1]
+    within.diagonal().copy_(scale.square())
+    between = level * share * over
+    rho = torch.stack([within, between]) / (scale[:, None] * scale).clamp(min=TINY)
+    return last.like(mean, std, torch.where(scale[:, None] * scale > 0, rho, 0.0)[..., None])
+
+
+def _alike(left: Course, right: Course) -> tuple[Course, Course]:
+    """Both with the same levels."""
+    levels = max(len(left.rho), len(right.rho))
+    return levelled(left, levels), levelled(right, levels)
+
+
 def silence(steps: int) -> Course:
     """No gradient."""
     none = torch.zeros((steps, 1), dtype=DTYPE)
@@ -120,14 +162,9 @@ def silence(steps: int) -> Course:
 
 
 def _layers(call: Call) -> list[list[Weights]]:
-    """The stack's weights, layer by layer and direction by direction.
-
-    Raises:
-        NotImplementedError: packed sequences.
-    """
-    args = call.entry.args
-    if isinstance(args[1], Ref) and isinstance(args[2], (Ref, tuple, list)) and isinstance(args[3], (tuple, list)):
-        raise NotImplementedError(f"{call.entry.op} of a packed sequence")
+    """The stack's weights, layer by layer and direction by direction."""
+    shift = _shift(call)
+    args = call.entry.args[shift:]
     weights = [ref.id for ref in args[2]]
     biased, depth, both = bool(args[3]), int(args[4]), bool(args[7])
     each = len(weights) // (depth * (2 if both else 1))
@@ -145,17 +182,25 @@ def _layers(call: Call) -> list[list[Weights]]:
     return layers
 
 
+def _shift(call: Call) -> int:
+    """1 for a packed sequence, whose rows are followed by how many samples reach each step."""
+    return 1 if isinstance(call.entry.args[3], (tuple, list)) else 0
+
+
 def _steps(call: Call) -> int:
+    if _shift(call):
+        return packed_of(call, call.entry.inputs[0]).steps
     shape = call.value(call.argument(0, "input")).shape
     return shape[0] if len(shape) == 2 or call.entry.args[8] is not True else shape[1]
 
 
 def _rate(call: Call) -> float:
-    return float(call.entry.args[5]) if call.entry.args[6] else 0.0
+    args = call.entry.args[_shift(call) :]
+    return float(args[5]) if args[6] else 0.0
 
 
 def _starts(call: Call) -> list[Ref]:
-    given = call.entry.args[1]
+    given = call.entry.args[1 + _shift(call)]
     return [given] if isinstance(given, Ref) else list(given)
 
 
@@ -248,9 +293,23 @@ def _part(x: Course, place: int, count: int) -> Course:
     return x.like(x.mean.chunk(count, -1)[place], x.std.chunk(count, -1)[place], x.rho)
 
 
-def _ends(courses: list[Course], axes: Axes, width: float) -> State:
-    """Last states of all layers, (layer, sample, channel)."""
-    return _stacked([course.rows() for course in courses], axes, width)
+def _ends(courses: list[Course], axes: Axes, width: float, shares: Sequence[Tensor | None]) -> State:
+    """Last states of all layers, (layer, sample, channel); for each the share of samples that end with a step."""
+    made = [
+        course.rows() if over is None else _mixed(course, over) for course, over in zip(courses, shares, strict=True)
+    ]
+    return _stacked(made, axes, width)
+
+
+def _mixed(course: Course, over: Tensor) -> Rows:
+    """A state after the last step of each sample."""
+    part, share = course.part(1, len(course)), over[:, None]
+    mean = (share * part.mean).sum(0)
+    cov = torch.zeros((len(part.rho), 1, len(mean)), dtype=DTYPE)
+    cov[0, 0] = (share * (part.std.square() + part.mean.square())).sum(0) - mean.square()
+    between = part.rho[1:].diagonal(dim1=1, dim2=2).mean(1)[..., None]
+    cov[1:, 0] = (share * part.std.square() * between).sum(1)
+    return Rows(mean[None], cov)
 
 
 def _stacked(rows: list[Rows], axes: Axes, width: float) -> State:

@@ -104,11 +104,11 @@ def _single(call: Call) -> Pick:
         if samples > 1:
             return Pick(lambda f: f, frozenset({dim}), length / samples)
         return Pick(lambda f: f.narrow(dim, start, length), frozenset({dim}))
+    if samples > 1:  # whichever they are
+        return Pick(lambda f: f, frozenset({dim}), min(1.0, call.axes[0].shape[dim] / samples))
     index = call.content(2, "index")
     if index is None or index.is_meta:
         raise NotImplementedError("index_select with an index that is not known")
-    if samples > 1:
-        return Pick(lambda f: f, frozenset({dim}), min(1.0, index.numel() / samples))
     return Pick(lambda f: f.index_select(dim, index), frozenset({dim}))
 
 

@@ -344,10 +344,26 @@ def _attention(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes
 @_for("lstm", "gru", "rnn_tanh", "rnn_relu")
 def _recurrent(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
     source = inputs[0]
+    if len(source.dims) == 2 and isinstance(entry.args[3], (tuple, list)):  # packed: rows, and (layer, sample, channel)
+        lead = source.dims[:1] if len(shape) == 2 else (_one(Role.SITE, shape[0]), _one(Role.SAMPLE, shape[1]))
+        return Axes((*lead, _one(Role.CHANNEL, shape[-1])))
     if shape[:2] == source.shape[:2]:
         return Axes((*source.dims[:2], _one(Role.CHANNEL, shape[2])))
     sample = next((d for d in source.dims[:2] if any(a.role is Role.SAMPLE for a in d)), ())
     return Axes((_one(Role.SITE, shape[0]), sample, _one(Role.CHANNEL, shape[2])))
+
+
+@_for("_pack_padded_sequence")
+def _packed(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
+    return Axes((_one(Role.SAMPLE, shape[0]), *(inputs[0].dims[2:] if len(shape) > 1 else ())))
+
+
+@_for("_pad_packed_sequence")
+def _padded(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
+    if len(shape) < 3:
+        return Axes(tuple(_one(Role.SAMPLE, n) for n in shape))
+    roles = (Role.SAMPLE, Role.SITE) if entry.argument(2, "batch_first") else (Role.SITE, Role.SAMPLE)
+    return Axes((*map(_one, roles, shape[:2]), inputs[0].dims[-1]))
 
 
 @_for("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")

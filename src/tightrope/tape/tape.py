@@ -167,7 +167,9 @@ class Tape:
         makers = {number: entry for entry in self.entries for number in entry.outputs}
         found: set[int] = set()
         for entry in self.entries:
-            if entry.op not in RECURRENT or len(entry.args) < 9 or entry.args[8] is not False:
+            packs = entry.op == "_pack_padded_sequence" and not entry.argument(2, "batch_first")
+            reads = entry.op in RECURRENT and len(entry.args) > 8 and entry.args[8] is False
+            if not packs and not reads:
                 continue
             number: int | None = entry.inputs[0]
             while number in makers:

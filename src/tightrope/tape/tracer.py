@@ -8,11 +8,13 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.tape.recorder import Recorder
+from tightrope.tape.tape import RECURRENT
 
 LARGEST_TRIAL = 1 << 24
 """Most elements of the operands on which an operation is tried that meta tensors do not know."""
 _BY_CONTENT = frozenset({"nonzero", "masked_select", "__getitem__", "unique", "item", "tolist", "__bool__"})
 """Functions whose result's shape depends on the content of an integer or truth-valued operand."""
+_LENGTHS = RECURRENT | {"_pack_padded_sequence", "_pad_packed_sequence"}
 
 
 class Tracer(Recorder):
@@ -48,7 +50,7 @@ class Tracer(Recorder):
             args, kwargs = tree_map(_off_meta, (args, kwargs))
             return function(*args, **kwargs)
         meta_args, meta_kwargs = tree_map(
-            lambda x: self._stand_in(x) if isinstance(x, torch.Tensor) and not x.is_meta else x, (args, kwargs)
+            lambda x: self._stand_in(x) if self._moves(x, name) else x, (args, kwargs)
         )
         meta_args, meta_kwargs = tree_map(_onto_meta, (meta_args, meta_kwargs))
         if name == "backward" and function is not torch.autograd.grad:
@@ -100,6 +102,12 @@ class Tracer(Recorder):
             return made.requires_grad_(True).clone() if tracked and (x.is_floating_point() or x.is_complex()) else made
 
         return tree_map(shape_of, result)
+
+    def _moves(self, x: Any, name: str) -> bool:
+        """Whether an argument has to be a stand-in; lengths of sequences decide on shapes and stay."""
+        if not isinstance(x, torch.Tensor) or x.is_meta:
+            return False
+        return x.is_floating_point() or name not in _LENGTHS
 
     def _is_abstract(self, tensor: torch.Tensor) -> bool:
         return tensor.is_meta or id(tensor) in self._overwritten or isinstance(tensor, torch.nn.Parameter)
