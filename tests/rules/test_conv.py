@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -83,3 +84,35 @@ def test_padding_mode_is_seen() -> None:
         backward=0.03,
         parameters=0.05,
     )
+
+
+class Block(nn.Module):
+    """Two convolutions, each with a batch norm behind it."""
+
+    def __init__(self, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.one = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.second, self.two = second, nn.BatchNorm2d(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.two(self.second(torch.relu(self.one(self.first(x)))))).mean((2, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 16])
+def test_a_gradient_that_sums_to_zero_meets_no_mean(groups: int) -> None:
+    """Behind a batch norm the mean of a convolution's input adds nothing to the gradient of its weight, and the bias
+    before it gets a small share of what independent sites would give.
+    """
+    ratios: dict[str, list[float]] = {"second.weight": [], "one.bias": [], "first.weight": []}
+    for seed in range(10):
+        torch.manual_seed(seed)
+        net = Block(nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False))
+        x = torch.randn(8, 8, 8, 8)
+        forecast, measured = tr.predict(net, x), tr.measure(net, x)
+        theirs = {v.name: measured.gradients[v.id].rms for v in measured.tape.values.values() if v.name in ratios}
+        for value in forecast.tape.values.values():
+            if value.name in ratios:
+                ratios[value.name].append(forecast.gradients[value.id].rms / theirs[value.name])
+    for name, found in ratios.items():
+        mean, error = float(np.mean(found)), float(np.std(found)) / 10**0.5
+        assert abs(mean - 1) < 0.12 + 3 * error, (name, mean, error)

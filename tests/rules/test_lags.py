@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import tightrope as tr
 from tightrope.roles import default_axes
-from tightrope.rules.lags import aligned, autocovariance, reach, resized, trimmed, white
+from tightrope.rules.lags import aligned, autocovariance, filtered_alone, reach, resized, trimmed, white
 from tightrope.rules.state import State
 
 SIZE = 40
@@ -91,3 +91,21 @@ def test_layers_on_pictures(layers: object) -> None:
     (std, mean), (std_error, mean_error) = measured(model).tolist()
     assert law.std == pytest.approx(std, rel=0.04, abs=3 * std_error)
     assert law.mean == pytest.approx(mean, abs=0.05 * std + 3 * mean_error)
+
+
+def test_a_filter_of_one_channel_is_exact() -> None:
+    """Against the autocovariance of filtered noise that neighbours share."""
+    torch.manual_seed(0)
+    weight = torch.randn(3, 3, 3, dtype=torch.float64)
+    noise = torch.randn(400, 3, 34, 34, dtype=torch.float64)
+    blur = torch.ones(3, 1, 2, 2, dtype=torch.float64) / 2
+    x = F.conv2d(noise, blur, groups=3)
+    lags = torch.tensor([[[0.25, 0.5, 0.25], [0.5, 1.0, 0.5], [0.25, 0.5, 0.25]]], dtype=torch.float64)
+    for stride in (1, 2):
+        table = filtered_alone(lags, weight, (stride, stride), (1, 1))
+        z = F.conv2d(x, weight[:, None], stride=stride, groups=3)
+        found = autocovariance(z)[range(3), range(3)]
+        rows, columns = reach(table)
+        own, near = reach(found)
+        measured = found[:, own - rows : own + rows + 1, near - columns : near + columns + 1]
+        assert torch.allclose(table, measured, atol=0.02 * float(table.max()))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tightrope.roles import Role
+from tightrope.rules.lags import aligned, mean_factor, reach, resized, white
 from tightrope.rules.linear import bias_state
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import collapsed, divided_out
@@ -192,12 +193,54 @@ def weight_gradient(call: Call, x: State, gradient: State, weight: State) -> Sta
     pairs = [(_moment(left, parts), count * _moment(right, parts)) for parts, count in levels]
     pairs.append((left[0].square(), -sum(count for _, count in levels) * right[0].square()))
     a, b = (torch.stack(side, -1) for side in zip(*pairs, strict=True))
-    variance = samples * results * (a @ b.transpose(-1, -2))
+    variance = a @ b.transpose(-1, -2)
+    if rank == 2 and (x.lags is not None or gradient.lags is not None):
+        tables = [gradient.lags, x.lags]
+        variance = variance + alike_pairs(
+            left, right, tables[::-1] if turned else tables, g.inputs if turned else g.outputs, g.stride
+        )
+    variance = samples * results * variance
     mean = samples * results * torch.einsum("go,gi->goi", left[0], right[0])
     shape = (*weight.shape[:2], *[1] * rank)
     return State.of(
         weight.axes, mean.reshape(shape), residual=variance.clamp(min=0).reshape(shape), width=x.width + gradient.width
     )
+
+
+def alike_pairs(
+    left: list[Tensor],
+    right: list[Tensor],
+    tables: Sequence[Tensor | None],
+    sites: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    """What neighbouring sites of one sample add to the variance of a sum of products, (group, out, in).
+
+    Args:
+        left, right: fields of both factors by (group, channel).
+        tables: their autocorrelations.
+        sites: numbers of products along the site dimensions.
+        stride: lags of the right factor between neighbouring products.
+    """
+    near = white(left[0]) if tables[0] is None else tables[0].to(left[0])
+    wide = white(left[0]) if tables[1] is None else tables[1].to(left[0])
+    kept = [edge // step for edge, step in zip(reach(wide), stride, strict=True)]
+    wide = resized(wide, *(k * s for k, s in zip(kept, stride, strict=True)))[:, :: stride[0], :: stride[1]]
+    first, second = aligned([near, wide])
+    pairs = torch.ones_like(first[:1])
+    for dim, (size, edge) in enumerate(zip(sites, reach(first), strict=True), start=1):
+        share = (1 - torch.arange(-edge, edge + 1).abs() / size).clamp(min=0).to(pairs)
+        pairs = pairs * share.reshape([-1 if d == dim else 1 for d in range(3)])
+    rows, columns = reach(pairs)
+    pairs[0, rows, columns] = 0
+
+    def grouped(table: Tensor, fields: list[Tensor]) -> Tensor:
+        return table.expand(left[0].shape[0] * fields[0].shape[1], -1, -1).reshape(*fields[0].shape, -1)
+
+    a, b, flat = grouped(first, left), grouped(second, right), pairs.flatten()
+    alone = torch.einsum("go,gi->goi", left[4] * (a @ flat), _moment(right, (1, 2)))
+    alone = alone + torch.einsum("go,gi->goi", _moment(left, (1, 2)), right[4] * (b @ flat))
+    return alone + torch.einsum("go,gi,goi->goi", left[4], right[4], (a * flat) @ b.transpose(-1, -2))
 
 
 def _moment(fields: list[Tensor], parts: Sequence[int]) -> Tensor:
@@ -222,5 +265,9 @@ def bias_gradient(call: Call, gradient: State, bias: State) -> State:
         for f in gradient.fields
     )
     sites, samples = math.prod(call.axes[0].shape[-rank:]), float(call.axes[0].count(Role.SAMPLE))
+    if gradient.lags is not None and rank == 2:
+        residual = residual * mean_factor(gradient.lags, call.axes[0].shape[-rank:])
     variance = sites * samples * (samples * sites * constant + sites * sample + samples * site + residual)
-    return State.of(bias.axes, samples * sites * mean.mean(0), residual=variance.mean(0), width=gradient.width)
+    return State.of(
+        bias.axes, samples * sites * mean.mean(0), residual=variance.mean(0).clamp(min=0), width=gradient.width
+    )

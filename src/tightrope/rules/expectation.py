@@ -31,6 +31,8 @@ LARGE, FEW = 1 << 17, 3
 """Values at nodes from which on the series stops after a few terms; the rest of the variance keeps its place."""
 PAIR_HERMITE = 8
 """Terms of the series for pairs of channels, whose correlation is rarely near 1."""
+NEGLIGIBLE = 1e-8
+"""Correlation that no result shows."""
 LEAST_WITHIN = 0.02
 """Smallest share of a channel's variance that is left when its sample's amplitude is known."""
 COUNTER = itertools.count()
@@ -98,13 +100,15 @@ class Latent:
         if all(bool((level == 0).all()) for level in shared[:-1]):
             parts = [torch.zeros_like(total)] * 3
         else:
-            terms = HERMITE if values.numel() <= LARGE else FEW
+            terms = _terms(shared, HERMITE if values.numel() <= LARGE else FEW)
             power = self._filled(self._series(values, terms))
             powers = power.unbind(-1)
             rest = (total - power.sum(-1)).clamp(min=0)
             parts = []
             for level in shared[:-1]:
-                rho = torch.where(variance > 0, level / variance.clamp(min=1e-300), torch.zeros_like(level)).clamp(0, 1)
+                rho = torch.where(variance > 0, level / variance.clamp(min=1e-300), torch.zeros_like(level)).clamp(
+                    -1, 1
+                )
                 series = rest * rho if bool(rho.any()) else torch.zeros_like(total)
                 for strength in reversed(powers if bool(rho.any()) else ()):
                     series = (series + strength) * rho
@@ -125,7 +129,7 @@ class Latent:
         if len({len(x) for x in (variance, shared, residual, made_residual, base.lags, power[0])} - {1}) > 1:
             return None
         safe = variance.clamp(min=1e-300)
-        near, far = ((shared + residual * base.lags) / safe).clamp(-1, 1), (shared / safe).clamp(0, 1)
+        near, far = ((shared + residual * base.lags) / safe).clamp(-1, 1), (shared / safe).clamp(-1, 1)
         covariance, first, second = torch.zeros_like(near), near, far
         for strength in power:
             covariance = covariance + strength * (first - second)
@@ -261,6 +265,13 @@ def _nodes(mean: Tensor, std: Tensor, kinks: Sequence[float]) -> tuple[Tensor, T
         weights.append(half * w * torch.exp(-xi.square() / 2))
     xi, weight = torch.cat(nodes, -1), torch.cat(weights, -1)
     return xi, weight / weight.sum(-1, keepdim=True)
+
+
+def _terms(shared: Sequence[Tensor], most: int) -> int:
+    """Terms of a series in the largest correlation after which the next power is negligible: no more than `most`."""
+    safe = shared[-1].clamp(min=1e-300)
+    largest = max(float((level / safe).abs().max()) for level in shared[:-1])
+    return most if largest >= 1 else min(most, 1 + math.ceil(math.log(NEGLIGIBLE) / math.log(max(largest, NEGLIGIBLE))))
 
 
 def levels(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:

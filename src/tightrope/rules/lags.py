@@ -186,6 +186,32 @@ def filtered(cross: Cross, weight: Tensor, stride: Sequence[int], dilation: Sequ
     return shared, F.conv2d(image, pairs, stride=tuple(stride))[0]
 
 
+def filtered_alone(lags: Tensor, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
+    """Exact covariances after a convolution in which each result reads one channel, away from its border.
+
+    Args:
+        lags: autocorrelation of the input, (channel or 1, lag, lag).
+        weight: (channel, height, width).
+        stride, dilation: of the window.
+
+    Returns:
+        Covariance by lag, in units of the input's variance, (channel, lag, lag).
+    """
+    channels = len(weight)
+    edges = [(k - 1) * d for k, d in zip(weight.shape[1:], dilation, strict=True)]
+    spread = weight.new_zeros(channels, 1, *(edge + 1 for edge in edges))
+    spread[:, 0, :: dilation[0], :: dilation[1]] = weight
+    image = F.pad(spread.transpose(0, 1), (edges[1], edges[1], edges[0], edges[0]))
+    pairs = F.conv2d(image, spread, groups=channels)
+    # A result at lag l hears products of inputs that are up to a window further apart.
+    after = [(r + e) // s for r, e, s in zip(reach(lags), edges, stride, strict=True)]
+    wide = resized(lags.to(weight), *(a * s + e for a, s, e in zip(after, stride, edges, strict=True)))
+    table: Tensor = F.conv2d(
+        wide.expand(channels, -1, -1)[None], pairs.transpose(0, 1), stride=tuple(stride), groups=channels
+    )
+    return table[0]
+
+
 def averaged(lags: Tensor, matrices: Mapping[int, Tensor], dims: Sequence[int]) -> tuple[Tensor | None, Tensor]:
     """Autocorrelation after a separable linear map of the two site dimensions, and the variance's factor.
 

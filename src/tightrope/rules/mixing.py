@@ -65,8 +65,6 @@ def mixed(x: State, matrices: Mapping[int, Tensor], axes: Axes) -> State:
     if x.lags is not None and flat:
         lags, factor = averaged(x.lags, matrices, (2, 3))
         fields["residual"] = x.residual * factor.reshape(1, -1, 1, 1)
-    if axes.count(Role.SITE) == 1:
-        fields["site"] = fields["site"] * 0  # what sites differ by is counted from their average
     return settled(State(axes, **fields, width=x.width, lags=lags))
 
 
@@ -89,7 +87,7 @@ def _along(field: Tensor, dim: int, matrix: Tensor, name: str, independent: bool
         elif independent:
             made = moved @ matrix.square().T
         else:
-            made = (moved.clamp(min=0).sqrt() @ matrix.T).square()
+            made = (moved.abs().sqrt() @ matrix.T).square() * moved.sum(-1, keepdim=True).sign()
         return torch.movedim(made, -1, dim)
     sums = matrix.sum(1)
     if name != "mean":

@@ -18,6 +18,7 @@ from torch import Tensor
 from tightrope.roles import Axes, Axis, Role
 from tightrope.rules.elementwise import reduced
 from tightrope.rules.expectation import product
+from tightrope.rules.lags import mean_factor
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import DTYPE, State
 
@@ -77,7 +78,7 @@ def normalise(x: State, over: Pool) -> tuple[State, Tensor]:
         over: the positions that share a statistic.
     """
     mean = x.mean - _average(x.mean, over.dims) if over.centred else x.mean
-    parts = {name: getattr(x, name) * (1 - 1 / over.independent(name) if over.centred else 1.0) for name in _PARTS}
+    parts = _balanced(x, over)
     total = mean.square() + sum(parts.values(), torch.zeros((), dtype=DTYPE))
     variance = _average(total, over.dims)
     scale = (variance + over.eps).clamp(min=1e-300)
@@ -94,10 +95,7 @@ def back(gradient: State, out: State, variance: Tensor, over: Pool) -> State:
     the pool has independent values.
     """
     mean = gradient.mean - _average(gradient.mean, over.dims) if over.centred else gradient.mean
-    parts = {
-        name: getattr(gradient, name) * (1 - 1 / over.independent(name) if over.centred else 1.0) for name in _PARTS
-    }
-    left = State(gradient.axes, mean, **parts)
+    left = State(gradient.axes, mean, **_balanced(gradient, over))
     energy = _average(left.second_moment, over.dims)
     along = _average(out.mean * mean, over.dims)
     lost = along.square() + _overlap(left, out, over)
@@ -107,8 +105,26 @@ def back(gradient: State, out: State, variance: Tensor, over: Pool) -> State:
     held = (energy * kept - _average(mean.square(), over.dims)).clamp(min=0)
     random = _average(left.variance, over.dims)
     factor = torch.where(random > 0, held / random.clamp(min=1e-300), torch.zeros_like(held))
-    parts = {name: part * factor * spread for name, part in parts.items()}
+    parts = {name: getattr(left, name) * factor * spread for name in _PARTS}
     return State(gradient.axes, mean * spread.sqrt(), **parts, width=gradient.width, lags=gradient.lags)
+
+
+def _balanced(x: State, over: Pool) -> dict[str, Any]:
+    """Components of x less its average. Of what is centred within a channel the sum is zero, so that any two positions
+    are slightly negatively correlated: Cov(x - average, x' - average) = Cov(x, x') - Var(average). Sums over the pool
+    (gradients of weights and biases) need that, however small it is.
+    """
+    if not over.centred or over.counts[Role.CHANNEL] > 1 or over.counts[Role.SITE] == 1:
+        return {name: getattr(x, name) * (1 - 1 / over.independent(name) if over.centred else 1.0) for name in _PARTS}
+    n, s = over.counts[Role.SAMPLE], over.counts[Role.SITE]
+    alike: Tensor | float = 1.0
+    if x.lags is not None and len(x.shape) == 4:
+        alike = mean_factor(x.lags, x.shape[2:]).reshape(1, -1, 1, 1)
+    kept = {"site": x.site, "residual": x.residual}
+    site, residual = _average(x.site, over.dims) / s, _average(x.residual, over.dims) * alike / (n * s)
+    if n == 1:
+        return {"constant": -site, "sample": -residual, **kept}
+    return {"constant": -_average(x.sample, over.dims) / n - site - residual, "sample": x.sample, **kept}
 
 
 def _overlap(g: State, y: State, over: Pool) -> Tensor:

@@ -68,8 +68,6 @@ def _mean(x: State, over: Pool) -> State:
     if x.lags is not None and {2, 3} <= set(dims) and 1 not in dims and x.residual.shape[2:] == (1, 1):
         factor = mean_factor(x.lags, [x.axes.shape[d] for d in (2, 3)])
         parts["residual"] = parts["residual"] * factor.reshape(1, -1, 1, 1)
-    if 1 < over.counts[Role.SITE] == x.axes.count(Role.SITE):
-        parts["site"] = parts["site"] * 0  # what sites differ by is counted from their average
     made = State(x.axes, average(x.mean), **parts, width=x.width)
     if x.covariance is None or not any(x.axes.role(d) is Role.CHANNEL for d in dims):
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,14 +18,18 @@ _MOVES = frozenset(
 
 
 def collapsed(state: State, sites: Sequence[int]) -> State:
-    """The law averaged over some dimensions of sites: what the mean spreads over them counts as `site`."""
+    """The law averaged over some dimensions of sites: what the mean spreads over them counts as `site`.
+
+    Deviations from the average over n sites sum to zero, so that two of them are correlated by -1 / (n - 1).
+    """
     over = [d for d in sites if any(f.shape[d] > 1 for f in state.fields)]
     if not over:
         return state
     mean = state.mean.mean(over, keepdim=True)
     spread = (state.mean - mean).square().mean(over, keepdim=True)
     flat = state.map(lambda f: f.mean(over, keepdim=True))
-    return replace(flat, mean=mean, site=flat.site + spread, lags=state.lags)
+    pair = spread / max(math.prod(state.shape[d] for d in over) - 1, 1)
+    return replace(flat, mean=mean, constant=flat.constant - pair, site=flat.site + spread + pair, lags=state.lags)
 
 
 def site_dims(state: State) -> list[int]:

@@ -246,10 +246,12 @@ class State:
         constant = float((per_channel - overall).square().mean())
         site = float((full - per_channel).square().mean())
         parts = {name: float(getattr(self, name).mean()) for name in COMPONENTS}
-        return Law(
-            overall, constant + parts["constant"], parts["sample"], site + parts["site"], parts["residual"],
-            error=0.5 * self.width**0.5,
-        )  # fmt: skip
+        found = [constant + parts["constant"], parts["sample"], site + parts["site"], parts["residual"]]
+        held = [max(part, 0.0) for part in found]
+        # Positions that sum to zero have small negative covariances, which a variance component cannot show.
+        keep = max(sum(found), 0.0) / sum(held) if sum(held) > 0 else 0.0
+        components = dict(zip(COMPONENTS, (part * keep for part in held), strict=True))
+        return Law(overall, **components, error=0.5 * self.width**0.5)
 
 
 def _shared(left: Tensor | None, right: Tensor | None, share: float) -> Tensor | None:

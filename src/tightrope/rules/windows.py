@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes
-from tightrope.rules.lags import Cross, by_channel, filtered, reach, thinned, trimmed
+from tightrope.rules.lags import Cross, by_channel, filtered, filtered_alone, reach, thinned, trimmed
 from tightrope.rules.linear import kurtosis
 from tightrope.rules.sites import collapsed
 from tightrope.rules.state import DTYPE, State, state_shape
@@ -82,6 +82,12 @@ def windowed(x: State, window: Window, axes: Axes, *, resolved: bool) -> State:
     few = source.groups == 1 and window.mean[0].numel() * source.inputs <= EXACT
     if x.cross is not None and few and not window.spreading:
         return _filtered(x.cross, out, window)
+    if (
+        source.inputs == 1
+        and math.prod(window.mean.shape[3:]) > 1
+        and not (window.spreading and max(window.stride) > 1)
+    ):
+        return _alone(x.lags, out, window)
     if x.lags is None or x.residual.shape[0] != 1:
         return out
     variance = by_channel(x.residual).reshape(-1).expand(source.groups * source.inputs)
@@ -106,6 +112,23 @@ def _filtered(cross: Cross, out: State, window: Window) -> State:
         out, residual=out.residual * factor(residual, plain), sample=out.sample * factor(shared, plain_shared),
         lags=trimmed((table / residual[:, None, None]).clamp(-1, 1)),
     )  # fmt: skip
+
+
+def _alone(lags: Tensor | None, out: State, window: Window) -> State:
+    """The same where each result reads one channel: its few weights do not average out, and overlapping windows make
+    neighbours alike whatever the input.
+    """
+    outputs = window.mean.shape[0] * window.mean.shape[1]
+    weight = window.mean.reshape(outputs, *window.mean.shape[3:])
+    held = weight.new_ones(1, 1, 1) if lags is None else lags
+    held = held if len(held) == 1 else held.repeat_interleave(window.mean.shape[1], 0)
+    table = filtered_alone(held, weight, window.stride, window.dilation)
+    rows, columns = reach(table)
+    own = table[:, rows, columns].clamp(min=1e-300)
+    factor = own / weight.square().flatten(1).sum(-1).clamp(min=1e-300)
+    return replace(
+        out, residual=out.residual * factor.reshape(-1, 1, 1), lags=trimmed((table / own[:, None, None]).clamp(-1, 1))
+    )
 
 
 def _own(residual: Tensor) -> Tensor:
@@ -135,7 +158,7 @@ class _Fields:
         self.groups, self.inputs = window.mean.shape[0], window.mean.shape[2]
         self.rank, self.x = rank, x
         least = NEGLIGIBLE * float(x.second_moment.mean())
-        fields = [x.mean, *(f if float(f.max()) > least else torch.zeros_like(f[:1]) for f in x.fields[1:])]
+        fields = [f if i < 2 or float(f.abs().max()) > least else f[:1] * 0 for i, f in enumerate(x.fields)]
         self.mean, self.constant, self.sample, self.site, self.residual = (self._split(f, window.known) for f in fields)
 
     def _split(self, field: Tensor, channels: bool) -> Tensor:
@@ -176,7 +199,8 @@ def _averaged(parts: list[Tensor], window: Window) -> list[Tensor]:
     """Without a map the mean's spread over classes counts as `site`."""
     flat = [average(part.expand(*part.shape[:3], *_classes(window)), window.forward) for part in parts]
     spread = average((parts[0] - flat[0].reshape(*flat[0].shape, *[1] * len(window.sites))).square(), window.forward)
-    flat[3] = flat[3] + spread
+    pair = spread / max(math.prod(window.sites) - 1, 1)  # deviations from their average sum to zero
+    flat[1], flat[3] = flat[1] - pair, flat[3] + spread + pair
     return [f.reshape(f.shape[0], -1, *[1] * len(window.sites)) for f in flat]
 
 
@@ -210,18 +234,18 @@ def _shared(field: Tensor, window: Window, resolved: bool) -> tuple[Tensor, Tens
     """What all sites share adds up over taps before it is squared: (still shared, varying from site to site)."""
     ones = [1] * len(window.sites)
     zero = field.new_zeros((1, *window.mean.shape[:2], *ones))
-    if not bool((field > 0).any()):
+    if not bool((field != 0).any()):
         return zero, zero
-    flat = field.flatten(3).mean(-1).clamp(min=0)
+    flat = field.flatten(3).mean(-1)
     taps, share = joint(window.forward)
     sums = window.mean.flatten(3) @ taps
     common = torch.einsum("lgi,goi->lgo", flat, (sums @ share).square())
     total = torch.einsum("lgi,goi->lgo", flat, sums.square() @ share)
     if not resolved or len(share) == 1:
         common, total = (f.reshape(*f.shape, *ones) for f in (common, total))
-        return common, (total - common).clamp(min=0)
+        return common, total - common
     # Each class has its own amplitude; the share that is common to all sites is taken as the same everywhere.
-    kept = torch.where(total > 0, common / total.clamp(min=1e-300), torch.zeros_like(total)).clamp(max=1)
+    kept = torch.where(total != 0, common / total, torch.zeros_like(total)).clamp(0, 1)
     everywhere = torch.einsum("lgi,goit->lgot", flat, sums.square())
     everywhere = everywhere.reshape(*common.shape, *(len(dim.share) for dim in window.forward))
     kept = kept.reshape(*kept.shape, *ones)
