@@ -296,6 +296,20 @@ def test_padding_adds_no_pattern_of_its_own() -> None:
     assert float(pattern.square().mean().sqrt()) < 0.4 * spread(last)
 
 
+def test_the_stream_that_branches_leave_is_no_branch() -> None:
+    """The stem's output has unit scale, and fifty branches multiply its second moment by no more than e and a bit."""
+    torch.manual_seed(0)
+    stem, model = nn.Linear(64, 64), Residual(50)
+    whole = nn.Sequential(stem, model)
+    x = torch.randn(128, 64)
+    tr.initialize(whole, x)
+    y = begin = stem(x)
+    for block in model.blocks:
+        y = y + block(y)
+    assert spread(begin) == pytest.approx(1, rel=0.2)
+    assert 1.0 < spread(y) / spread(begin) < 2.0
+
+
 class Late(nn.Module):
     """x + f(W x): the activation stands between a branch's last weight and the sum."""
 

@@ -25,17 +25,35 @@ def ahead(tape: Tape, layer: Layer) -> Entry | None:
 
 
 def joins(tape: Tape, layer: Layer) -> bool:
-    """Whether a layer ends a residual branch: its output, activated and scaled at most, is added to another signal."""
-    return _joins(tape, layer.entry.outputs[0])
+    """Whether a layer ends a residual branch: its output, activated and scaled at most, is added to another signal.
+
+    What is added must not come of the layer itself, or the layer makes the stream that branches leave and join.
+    """
+    return _joins(tape, layer.entry.outputs[0], layer.entry)
 
 
-def _joins(tape: Tape, number: int) -> bool:
+def _joins(tape: Tape, number: int, start: Entry) -> bool:
     for reader in reads(tape, number, _ON):
         if reader.op == "add" and _forks(tape, reader):
-            return True
+            return sum(_descends(tape, n, start) for n in dict.fromkeys(reader.inputs)) == 1
         on = curved(reader) or (reader.op in ("mul", "div", "add") and not _forks(tape, reader))
-        if on and _joins(tape, reader.outputs[0]):
+        if on and _joins(tape, reader.outputs[0], start):
             return True
+    return False
+
+
+def _descends(tape: Tape, number: int, start: Entry) -> bool:
+    """Whether a value is made of what a call returned."""
+    seen: set[int] = set()
+    waiting = [number]
+    while waiting:
+        entry = tape.makers.get(waiting.pop())
+        if entry is None or entry.index < start.index or entry.index in seen:
+            continue
+        if entry.index == start.index:
+            return True
+        seen.add(entry.index)
+        waiting.extend(entry.inputs)
     return False
 
 
