@@ -136,8 +136,9 @@ def outer(x: Course, gradient: Course, samples: int, weight: State) -> State:
         column = column + count * x.weighed(by_g, level)
         every = every + count * (by_x * by_g).sum()
     if every <= 0:
-        return State.of(weight.axes, mean)
-    return State.of(weight.axes, mean, residual=row.clamp(min=0)[:, None] * column.clamp(min=0) / every)
+        return State.of(weight.axes, _blockwise(mean, weight))
+    variance = row.clamp(min=0)[:, None] * column.clamp(min=0) / every
+    return State.of(weight.axes, _blockwise(mean, weight), residual=_blockwise(variance, weight))
 
 
 def total(gradient: Course, samples: int, bias: State) -> State:
@@ -146,7 +147,13 @@ def total(gradient: Course, samples: int, bias: State) -> State:
     kernel = torch.ones((len(gradient), len(gradient)), dtype=mean.dtype)
     known, between = gradient.weighed(kernel, None), gradient.weighed(kernel, 1)
     variance = samples * (gradient.weighed(kernel, 0) - between) + samples**2 * (between - known)
-    return State.of(bias.axes, mean, residual=variance.clamp(min=0))
+    return State.of(bias.axes, _blockwise(mean, bias), residual=_blockwise(variance.clamp(min=0), bias))
+
+
+def _blockwise(x: Tensor, like: State) -> Tensor:
+    """One number for each block of rows, at all of its rows."""
+    rows = like.shape[0]
+    return x if len(x) in (1, rows) else x.repeat_interleave(rows // len(x), 0)
 
 
 __all__ = ["Unrolled", "Weights", "outer", "total", "turned"]
