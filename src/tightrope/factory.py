@@ -18,12 +18,15 @@ from tightrope.diagnose import diagnose
 from tightrope.errors import InputError
 from tightrope.finding import Finding
 from tightrope.outlook import Outlook, forecast_report, outlook
+from tightrope.predict import Weights
 from tightrope.repair import Applied, repair
 from tightrope.report.model import Report, make_report
+from tightrope.scaling import scaling
 from tightrope.step import predict
 from tightrope.subject import Subject, first_batch, split
 from tightrope.tape.modules import remember_construction
 from tightrope.tape.script import show
+from tightrope.variants import from_config, variants
 
 
 def check_factory(name: str) -> Report:
@@ -59,22 +62,37 @@ def fix_factory(name: str) -> tuple[Report, Report, list[Applied]]:
     return reports[0], reports[-1], work.applied
 
 
-def predict_factory(name: str) -> tuple[Report, Outlook]:
-    """Predict the laws of what a factory returns, and say where they lead over depth.
+def predict_factory(
+    name: str, *, weights: Weights | None = None, scale: bool = True, samples: int = 4, length: int = 256
+) -> tuple[Report, Outlook]:
+    """Predict the laws of what a factory returns; say where they lead over depth, in half precision, at other sizes.
+
+    Args:
+        name: of a factory, or of a configuration of transformers (a JSON file, a folder).
+        weights: as for `tightrope.predict`.
+        scale: predict it also at twice its width and depth, where it says how it grows.
+        samples, length: of the batch of tokens, for a configuration.
 
     Raises:
         InputError: the factory returns no batch, so that the shape of the input is unknown.
     """
     begin = time.perf_counter()
-    subject = build(name, predicted=True)
+    configured = name.endswith(".json") or os.path.isdir(name)
+    if configured:
+        subject = from_config(name, samples=samples, length=length)
+    else:
+        subject = build(name, predicted=True)
     if subject.data is None:
         found = "the factory returns no batch, so that the shape of the input is unknown"
         raise InputError(f"predict {name}", found, "Return (model, inputs); inputs on the meta device are enough")
     inputs, with_target = split(first_batch(subject.data), subject.loss)
-    forecast = predict(subject.model, inputs, loss=with_target)
+    forecast = predict(subject.model, inputs, loss=with_target, weights=weights)
     facts = {"title": name, "command": f"tightrope predict {name}", "seconds": time.perf_counter() - begin}
     report = forecast_report(forecast, **facts)
-    return report, outlook(report)
+    ways = variants(from_config if configured else find(name), subject, inputs) if scale else {}
+    known = forecast if forecast.mode == "ensemble" else None
+    scalings = [scaling(grow, factors=(1, 2), of=of, loss=with_target, known=known) for of, grow in ways.items()]
+    return report, outlook(report, forecast, scalings)
 
 
 def build(name: str, *, predicted: bool = False) -> Subject:

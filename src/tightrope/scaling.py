@@ -37,6 +37,9 @@ MAPS = frozenset({
 SETTLED = 0.1
 """An exponent below this is no trend: finite sizes bend power laws by as much."""
 
+STEEP = 4.0
+"""An exponent beyond this is no power law: the quantity dies or explodes with every layer."""
+
 Build = Callable[[int], tuple[nn.Module, Any]]
 
 
@@ -99,7 +102,12 @@ class Scaling:
 
 
 def scaling(
-    build: Build, *, factors: Sequence[int] = (1, 2, 4), of: str = "width", loss: Loss | None = None
+    build: Build,
+    *,
+    factors: Sequence[int] = (1, 2, 4),
+    of: str = "width",
+    loss: Loss | None = None,
+    known: Forecast | None = None,
 ) -> Scaling:
     """Predict a model at several sizes and fit the exponent of each quantity, by type of layer.
 
@@ -108,6 +116,7 @@ def scaling(
         factors: at least two different ones.
         of: what the factor multiplies, for the words of the result.
         loss: as for `predict`.
+        known: the forecast for factor 1, where it has been made from the laws of the weights.
 
     Raises:
         InputError: fewer than two factors, or `build` returns no pair of a model and its inputs.
@@ -116,6 +125,9 @@ def scaling(
         raise InputError("fit exponents", f"factors are {tuple(factors)}", "Pass two different ones or more, from 1 up")
     found: list[dict[str, dict[str, float]]] = []
     for factor in factors:
+        if factor == 1 and known is not None:
+            found.append(_quantities(known))
+            continue
         with remember():
             made = build(factor)
         if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
@@ -152,8 +164,8 @@ def _quantities(forecast: Forecast) -> dict[str, dict[str, float]]:
 
 def _of_type(forecast: Forecast, entries: list[Entry]) -> dict[str, float]:
     laws, gradients, values = forecast.laws, forecast.gradients, forecast.tape.values
-    results = [entry.outputs[0] for entry in entries]
-    weights = dict.fromkeys(n for entry in entries for n in _weights(forecast.tape, entry) if n in gradients)
+    results, own = [entry.outputs[0] for entry in entries], weights_alone(forecast.tape)
+    weights = dict.fromkeys(n for entry in entries for n in _weights(forecast.tape, entry, own) if n in gradients)
     rms = {n: gradients[n].rms for n in weights}
     count = {n: math.prod(values[n].shape) for n in weights}
     return {
@@ -171,12 +183,21 @@ def _typical(values: Sequence[float]) -> float:
     return math.exp(sum(kept) / len(kept)) if kept else math.nan
 
 
-def _weights(tape: Tape, entry: Entry) -> list[int]:
+def _weights(tape: Tape, entry: Entry, weights: frozenset[int]) -> list[int]:
     """The matrices of weights that an entry reads."""
     if entry.op not in MAPS:
         return []
-    fixed = [tape.values[n] for n in entry.inputs if n in tape.parametric]
-    return [v.id for v in fixed if len(v.shape) >= 2 and v.kind in (Kind.PARAMETER, Kind.RESULT)]
+    return [n for n in entry.inputs if n in weights and len(tape.values[n].shape) >= 2]
+
+
+def weights_alone(tape: Tape) -> frozenset[int]:
+    """Ids of the parameters and of what is made of them and of buffers alone; looked up by tokens they are data."""
+    found = {value.id for value in tape.value_of(Kind.PARAMETER)}
+    for entry in tape.entries:
+        others = (n for n in entry.inputs if n not in found)
+        if found.intersection(entry.inputs) and all(tape.values[n].kind is Kind.BUFFER for n in others):
+            found.update(entry.outputs)
+    return frozenset(found)
 
 
 def layer_types(tape: Tape) -> dict[int, str]:
@@ -185,7 +206,8 @@ def layer_types(tape: Tape) -> dict[int, str]:
     The first layers that data meets are "embedding" (of indices) or "input", the last before the loss "output", all
     others "hidden".
     """
-    layers = [entry for entry in tape.entries if _weights(tape, entry)]
+    own = weights_alone(tape)
+    layers = [entry for entry in tape.entries if _weights(tape, entry, own)]
     indices = {entry.index for entry in layers}
     behind: set[int] = set()  # values that a layer made or that depend on one
     first = set()
@@ -228,14 +250,10 @@ def _reading(found: Scaling) -> Iterator[str]:
         yield f"signals at initialisation keep their size at any {found.of}"
     for name, optimiser in (("sgd", "SGD"), ("adam", "Adam")):
         moves = {layer: row[name] for layer, row in rows.items() if not math.isnan(row[name])}
-        if not moves:
-            continue
-        parts = ", ".join(f"{_trend(exponent, found.of)} through {layer}" for layer, exponent in moves.items())
-        if all(abs(exponent) < SETTLED for exponent in moves.values()):
-            yield f"{optimiser} at one learning rate moves the output alike at any {found.of}"
-        else:
-            yield f"{optimiser} at one learning rate moves the output by {parts}"
-            yield f"  to keep the moves: learning rates ∝ {_rates(moves, found.of)}"
+        if moves and all(abs(exponent) < SETTLED for exponent in moves.values()):
+            yield f"{optimiser}: one learning rate moves the output alike at any {found.of}"
+        elif moves:
+            yield f"{optimiser}: the output moves alike with learning rates ∝ {_rates(moves, found.of)}"
 
 
 def _number(rows: dict[str, dict[str, float]], layer: str, name: str) -> float:
@@ -244,10 +262,13 @@ def _number(rows: dict[str, dict[str, float]], layer: str, name: str) -> float:
 
 
 def _rates(moves: dict[str, float], of: str) -> str:
-    return ", ".join(
-        f"{of}^{-exponent:.1f} ({layer})" if abs(exponent) >= SETTLED else f"1 ({layer})"
-        for layer, exponent in moves.items()
-    )
+    return ", ".join(f"{_rate(exponent, of)} ({layer})" for layer, exponent in moves.items())
 
 
-__all__ = ["LayerScaling", "Scaling", "layer_types", "scaling"]
+def _rate(exponent: float, of: str) -> str:
+    if abs(exponent) > STEEP:
+        return "no power"
+    return f"{of}^{-exponent:.1f}" if abs(exponent) >= SETTLED else "1"
+
+
+__all__ = ["LayerScaling", "Scaling", "layer_types", "scaling", "weights_alone"]

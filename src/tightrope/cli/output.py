@@ -30,9 +30,9 @@ def report_options(function: F) -> F:
 def write(report: Report, *, style: str, html: str | None, json_file: str | None, stream: IO[str]) -> None:
     """Print a report and write its files."""
     if json_file:
-        _save(json_file, report.to_json())
+        save(json_file, report.to_json())
     if html:
-        _save(html, report.to_html())
+        save(html, report.to_html())
     if style == "json":
         print(report.to_json(), file=stream)
     elif style == "text":
@@ -43,7 +43,8 @@ def write(report: Report, *, style: str, html: str | None, json_file: str | None
         print(text, file=stream, end="")
 
 
-def _save(file: str, text: str) -> None:
+def save(file: str, text: str) -> None:
+    """Write a file that the user named."""
     try:
         Path(file).write_text(text, encoding="utf-8")
     except OSError as error:
