@@ -147,6 +147,7 @@ def record(model: nn.Module, args: Any, kwargs: Any, loss: Loss | None, recorder
 def preserved(model: nn.Module) -> Iterator[None]:
     """Leave parameters, buffers, gradients, modes and random states as they were found."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    tables = [(module, dict(module._buffers)) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -159,6 +160,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(state)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+        for module, table in tables:  # a buffer may have been replaced by another tensor
+            module._buffers.update(table)
         with torch.no_grad():
             for buffer, before in buffers:
                 if not buffer.is_meta and not torch.equal(buffer, before):

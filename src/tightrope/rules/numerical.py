@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def backward(call: Call, upstream: list[State | None]) -> Gradients:
             draws = {n: x.requires_grad_(True) for n, x in _draw_all(call, plan, repeat).items()}
             results = run(call, draws)
             pairs = [
-                (y, _draw(state, call.axes[i], plan, (repeat, "up", i)))
+                (y, _draw(state, call.axes[i], plan, (repeat, 1, i)))
                 for i, (y, state) in enumerate(zip(results, upstream, strict=True))
                 if state is not None and y.requires_grad
             ]
@@ -150,10 +151,10 @@ def _random_operands(call: Call, numbers: Sequence[int]) -> Iterator[int]:
 
 
 def _draw_all(call: Call, plan: _Plan, repeat: int) -> dict[int, Tensor]:
-    return {n: _draw(call.states[n], call.states[n].axes, plan, (repeat, "in", n)) for n in plan.floats}
+    return {n: _draw(call.states[n], call.states[n].axes, plan, (repeat, 0, n)) for n in plan.floats}
 
 
-def _draw(state: State, axes: Axes, plan: _Plan, key: tuple[int, str, int]) -> Tensor:
+def _draw(state: State, axes: Axes, plan: _Plan, key: tuple[int, int, int]) -> Tensor:
     """A tensor with this law; what does not depend on samples is the same in all batches."""
     repeat, kind, number = key
     layout = [_sized(axis, plan) for dim in axes.dims for axis in dim]
@@ -164,7 +165,8 @@ def _draw(state: State, axes: Axes, plan: _Plan, key: tuple[int, str, int]) -> T
         if not bool((field != 0).any()):
             continue
         again = repeat if Role.SAMPLE in roles else 0
-        generator = torch.Generator().manual_seed(hash((plan.seed, kind, number, offset, again)) % (1 << 62))
+        seed = Random(repr((plan.seed, kind, number, offset, again))).getrandbits(31)
+        generator = torch.Generator().manual_seed(seed)
         sizes = [axis.size if axis.role in roles else 1 for axis in layout]
         noise = torch.randn(sizes, generator=generator, dtype=DTYPE)
         total = total + noise * _laid(field, state, axes).clamp(min=0).sqrt()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes, Role
+from tightrope.rules.expectation import latent, product
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import DTYPE, TABLE, State, state_shape
 from tightrope.tape.tape import Ref
@@ -329,3 +330,100 @@ def _reorder_dims(call: Call, rank: int) -> list[int]:
     if dims is None:
         raise NotImplementedError(f"{op} of a flattened tensor")
     return [int(d) % rank for d in (dims if isinstance(dims, Sequence) else [dims])]
+
+
+# -- windows -------------------------------------------------------------------------------------
+
+
+@rule("unfold", trivial=True)
+def unfold(call: Call) -> State:
+    """Windows of a map, or of one dimension of a tensor."""
+    return picked(call.input, _windows(call), call.axes[0])
+
+
+@unfold.gradient
+def _(call: Call, upstream: State) -> Gradients:
+    number = call.id(0, "input")
+    assert number is not None
+    pick = _windows(call)
+    x = torch.zeros(call.input.shape, dtype=DTYPE, requires_grad=True)
+    with torch.enable_grad():
+        y = pick.move(x)
+
+    def back(field: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, field.expand(y.shape), retain_graph=True)[0]
+
+    return {number: _overlapped(upstream, back, call.input.axes)}
+
+
+def _windows(call: Call) -> Pick:
+    """The operation itself, resolved over all dimensions but the samples."""
+    axes = call.input.axes
+    kept = frozenset(d for d in range(len(axes.dims)) if _samples(axes, d) == 1)
+    args, kwargs = call.entry.args[1:], {k: v for k, v in call.entry.kwargs.items() if k != "input"}
+    return Pick(lambda f: call.entry.function(f, *args, **kwargs), kept)
+
+
+@rule("fold")
+def fold(call: Call) -> State:
+    """Windows put back into a map, where they overlap summed."""
+    args, kwargs = call.entry.args[1:], {k: v for k, v in call.entry.kwargs.items() if k != "input"}
+    shape = call.input.shape
+    return _overlapped(call.input, lambda f: call.entry.function(f.expand(shape), *args, **kwargs), call.axes[0])
+
+
+@fold.gradient
+def _(call: Call, upstream: State) -> Gradients:
+    number = call.id(0, "input")
+    assert number is not None
+    args, kwargs = call.entry.args[1:], {k: v for k, v in call.entry.kwargs.items() if k != "input"}
+    x = torch.zeros(call.input.shape, dtype=DTYPE, requires_grad=True)
+    with torch.enable_grad():
+        y = call.entry.function(x, *args, **kwargs)
+
+    def back(field: Tensor) -> Tensor:
+        return torch.autograd.grad(y, x, field.expand(y.shape), retain_graph=True)[0]
+
+    return {number: replace(upstream, latent=None, nodes=None).map(back, call.input.axes)}
+
+
+def _overlapped(x: State, add: Move, axes: Axes) -> State:
+    """A sum of windows: what all sites share adds up in amplitude, the rest in variance."""
+    mean, *parts = x.fields
+    constant, sample, site, residual = parts
+    fields = (add(mean), add(constant.sqrt()).square(), add(sample.sqrt()).square(), add(site), add(residual))
+    return State.from_fields(axes, fields, width=x.width)
+
+
+@rule("glu")
+def glu(call: Call) -> State:
+    """Half of the channels times a gate from the other half."""
+    value, gate = _halves(call)
+    variable = latent(gate)
+    call.saved["gate"] = variable
+    return replace(product(value, variable.state(variable.z.sigmoid())), axes=call.axes[0])
+
+
+@glu.gradient
+def _(call: Call, upstream: State) -> Gradients:
+    number = call.id(0, "input")
+    assert number is not None
+    plain = replace(upstream, latent=None, nodes=None, axes=call.axes[0])
+    value, _gate = _halves(call)
+    variable = call.saved["gate"]
+    open_gate = variable.z.sigmoid()
+    slope = variable.state(open_gate * (1 - open_gate))
+    parts = (product(plain, variable.state(open_gate)), product(product(plain, value), slope))
+    made = [put_back(replace(part, axes=call.axes[0]), pick, call.input.axes)
+            for part, pick in zip(parts, _half_picks(call), strict=True)]  # fmt: skip
+    return {number: made[0].plus(made[1])}
+
+
+def _half_picks(call: Call) -> list[Pick]:
+    dim = int(call.argument(1, "dim", -1)) % len(call.input.axes.dims)
+    n = call.axes[0].shape[dim]
+    return [Pick(lambda f, at=start: f.narrow(dim, at, n), frozenset({dim})) for start in (0, n)]  # type: ignore[misc]
+
+
+def _halves(call: Call) -> list[State]:
+    return [picked(call.input, pick, call.axes[0]) for pick in _half_picks(call)]

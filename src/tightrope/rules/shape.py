@@ -268,18 +268,18 @@ def written(call: Call) -> State:
         NotImplementedError: which part is not known.
     """
     old, new = call.state(0), call.state(2 if call.entry.op == "setitem" else 1)
-    axes = call.axes[0]
-    if call.entry.op != "setitem":
+    axes, where = call.axes[0], _where(call)
+    if where is None:
         if new is None or new.axes.shape != axes.shape:
             raise NotImplementedError(f"{call.entry.op} into a part of a tensor")
         return replace(new, axes=axes, latent=None, nodes=None)
-    raw = call.entry.args[2]
+    raw = call.entry.args[2 if call.entry.op == "setitem" else 1]
     if new is None:
         if isinstance(raw, Ref):
             raise NotImplementedError("setitem with a value whose law is not known")
         new = State.of(Axes(()), float(raw))
     assert old is not None
-    index = _plain_index(call, axes)
+    index = _plain_index(where, axes)
 
     def put(name: str) -> Tensor:
         base: Tensor = getattr(old, name).expand(old.shape).clone()
@@ -294,10 +294,11 @@ def written(call: Call) -> State:
 def _(call: Call, upstream: State) -> Gradients:
     plain = replace(upstream, latent=None, nodes=None)
     value = call.id(2 if call.entry.op == "setitem" else 1)
-    if call.entry.op != "setitem":
+    where = _where(call)
+    if where is None:
         known = value is not None and value in call.states
         return {value: replace(plain, axes=call.states[value].axes)} if known and value is not None else {}
-    index, found = _plain_index(call, call.axes[0]), {}
+    index, found = _plain_index(where, call.axes[0]), {}
     first = call.id(0)
 
     def cleared(field: Tensor) -> Tensor:
@@ -315,9 +316,23 @@ def _(call: Call, upstream: State) -> Gradients:
     return found
 
 
-def _plain_index(call: Call, axes: Axes) -> tuple[Any, ...]:
+def _where(call: Call) -> Any:
+    """The index of the part that is overwritten; None for the whole tensor."""
+    if call.entry.op == "setitem":
+        return call.entry.args[1]
+    first, second = call.id(0), call.id(1)
+    if call.entry.op != "write_through" or first is None or second is None:
+        return None
+    if call.tape.values[first].shape == call.tape.values[second].shape:
+        return None
+    view = call.maker(call.maker(second).inputs[0])  # the overwritten view, and what made it
+    if view.op != "getitem":
+        raise NotImplementedError(f"a tensor behind {view.op} that is overwritten in part")
+    return view.args[1]
+
+
+def _plain_index(raw: Any, axes: Axes) -> tuple[Any, ...]:
     """An index of slices and integers, on a state whose sample dimensions have length 1."""
-    raw = call.entry.args[1]
     items = list(raw) if isinstance(raw, tuple) else [raw]
     if any(isinstance(item, (Ref, list, bool)) for item in items):
         raise NotImplementedError("setitem with an index tensor")

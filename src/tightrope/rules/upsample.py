@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +22,10 @@ def mapped_sites(call: Call) -> State:
     value = call.argument(3, "value") if call.entry.op == "pad" else None
     if not value:
         return made
+    if math.isinf(value):  # a maximum is about to pass over the border: what is inside has the law it had
+        sites = [d for d in _matrices(call) if any(f.shape[d] > 1 for f in call.input.fields)]
+        inner = call.input.map(lambda f: f.mean(sites, keepdim=True) if sites else f)
+        return replace(inner, axes=call.axes[0], lags=call.input.lags)
     inside = torch.ones((), dtype=DTYPE)
     for dim, matrix in _matrices(call).items():
         inside = inside * matrix.sum(1).reshape([-1 if d == dim else 1 for d in range(made.mean.ndim)])

@@ -195,7 +195,7 @@ def _conv(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
       "cumsum", "softmax", "log_softmax", "layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm",
       "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "prelu", "narrow",
       "tril", "triu", "sort", "masked_fill", "clone", "contiguous", "detach", "write_through", "setitem", "copy",
-      "unfold", "gather", "scatter", "index_add", "index_copy")  # fmt: skip
+      "gather", "scatter", "index_add", "index_copy")  # fmt: skip
 def _resized(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
     source = inputs[0]
     if len(source.dims) != len(shape):
@@ -204,6 +204,33 @@ def _resized(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
         if old != new:
             source = source.resize(dim, new)
     return source
+
+
+@_for("glu")
+def _glu(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
+    dim = int(entry.argument(1, "dim", -1))
+    return inputs[0].resize(dim, shape[dim])
+
+
+@_for("unfold")
+def _unfold(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
+    """Windows of a map: the places in a window stand behind the channel; the windows are sites."""
+    source = inputs[0]
+    if len(source.dims) == 4 and len(shape) == 3:
+        channels = source.shape[1]
+        window = (*_one(Role.CHANNEL, channels), *_one(Role.SITE, shape[1] // channels))
+        return Axes((source.dims[0], window, _one(Role.SITE, shape[2])))
+    if len(shape) != len(source.dims) + 1:
+        raise ValueError
+    dim = int(entry.argument(1, "dimension")) % len(source.dims)
+    return Axes((*source.resize(dim, shape[dim]).dims, _one(source.role(dim) or Role.SITE, shape[-1])))
+
+
+@_for("fold")
+def _fold(entry: Entry, inputs: list[Axes], shape: tuple[int, ...]) -> Axes:
+    if len(shape) != 4:
+        raise ValueError
+    return Axes((inputs[0].dims[0], _one(Role.CHANNEL, shape[1]), *(_one(Role.SITE, n) for n in shape[2:])))
 
 
 @_for("embedding")

@@ -16,6 +16,7 @@ COMPOSITES = frozenset(
         F.gumbel_softmax,
         F.cosine_embedding_loss,
         F.gaussian_nll_loss,
+        F.softmin,
     }
 )
 """Functions written in Python out of others: they are entered, so that their parts are seen."""
