@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tightrope as tr
+from tightrope.rules.attention import shared
 from tightrope.rules.softmax import participation, rows
 
 TOKENS, WIDTH, HEADS = 24, 32, 2
@@ -99,6 +100,16 @@ def test_participation_against_monte_carlo(length: int, std: float) -> None:
     each = torch.softmax(scores, -1).square().sum(-1)
     error = float(each.std()) / math.sqrt(len(each))
     assert participation(length, std**2) == pytest.approx(float(each.mean()), abs=4 * error)
+
+
+def test_what_causal_averages_share_has_the_mean_covariance_of_each_row() -> None:
+    weight = torch.ones(30, 30, dtype=torch.float64).tril()
+    weight = weight / weight.sum(-1, keepdim=True)
+    residual = torch.rand(30, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+    covariance = weight @ torch.diag(residual.flatten()) @ weight.T
+    off = covariance - torch.diag(covariance.diagonal())
+    u = shared(weight, residual, torch.full((30, 1), math.inf, dtype=torch.float64)).sqrt().flatten()
+    assert torch.allclose(u * u.mean(), off.sum(-1) / 29)
 
 
 def test_participation_has_its_limits() -> None:

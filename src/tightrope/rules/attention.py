@@ -71,10 +71,10 @@ def attention(call: Call) -> State:
     spread = second @ full.residual + (second - w.square()).clamp(min=0) @ full.site
     spread = spread + _around(a.weights.variance, full.mean, mean) + (kept - 1) * a.weights.second @ held
     spread = spread + a.row_tilt * full.residual.mean(-2, keepdim=True)
-    # Rows weigh the same values, so that what they average is in part the same for all of them.
-    common = torch.minimum(w @ (w.mean(-2).unsqueeze(-1) * full.residual), spread)
+    common = shared(w, full.residual, spread)
+    held = (w @ full.sample.clamp(min=0).sqrt()).square()
     return State(
-        call.axes[0], mean, w @ full.constant, w @ full.sample + common, w.square() @ full.site, spread - common,
+        call.axes[0], mean, w @ full.constant, held + common, w.square() @ full.site, spread - common,
         width=v.width,
     )  # fmt: skip
 
@@ -133,6 +133,29 @@ def _align(call: Call) -> _Attention:
     weights = _masked_rows(mean, variance, mask, queries, keys)
     by_row = _tilt(variance, weights, q.axes.count(Role.CHANNEL))
     return _Attention(full_q, full_k, v, scale, drop, weights, 0.0, 0.0, queries, keys, row_tilt=by_row)
+
+
+def pair_covariance(weight: Tensor, residual: Tensor) -> Tensor:
+    """Covariance of each row of averages with the others, on average: rows weigh the same things.
+
+    Args:
+        weight: (row, key).
+        residual: R, (key, channel), what keys do not share; rows i and k have the covariance sum_j w_ij w_kj R_j.
+    """
+    rows = weight.shape[-2]
+    whole = weight @ (weight.sum(-2).unsqueeze(-1) * residual)
+    return ((whole - weight.square() @ residual) / max(rows - 1, 1)).clamp(min=0)
+
+
+def shared(weight: Tensor, residual: Tensor, spread: Tensor) -> Tensor:
+    """u_i^2 of the form u_i u_k, which a component shared by all sites has, whose rows have the covariances' means.
+
+    Args:
+        weight, residual: as for `pair_covariance`.
+        spread: (row, channel) variance of the averages, which bounds the result.
+    """
+    others = pair_covariance(weight, residual)
+    return torch.minimum(others.square() / others.mean(-2, keepdim=True).clamp(min=1e-300), spread)
 
 
 def _tilt(variance: Tensor, weights: Rows, channels: int) -> Tensor:
@@ -240,9 +263,11 @@ def _map_gradients(a: _Attention, upstream: State) -> tuple[State, State, State]
     g = upstream.map(lambda f: f.expand(*f.shape[:-2], a.queries, width))
     v = _over_keys(a.v.map(lambda f: _last(f, width)), a.keys)
     none, over, turned = g.mean[..., :1, :1] * 0, (second - w.square()).clamp(min=0), w.transpose(-1, -2)
-    shared = (turned @ g.sample.clamp(min=0).sqrt()).square()
     alone = second.transpose(-1, -2) @ (g.residual + g.site + g.constant) + over.transpose(-1, -2) @ g.mean.square()
-    value = State(a.v.axes, turned @ g.mean, none, shared, none, alone)
+    # The first keys of causal rows share much with few: the mean over pairs compounds less from layer to layer.
+    common = torch.minimum(pair_covariance(turned, g.residual).mean(-2, keepdim=True), alone)
+    held = (turned @ g.sample.clamp(min=0).sqrt()).square()
+    value = State(a.v.axes, turned @ g.mean, none, held + common, none, alone - common)
     moment, centre = g.second_moment, w @ v.mean
     off = moment @ v.mean.square().transpose(-1, -2) - 2 * (moment * centre) @ v.mean.transpose(-1, -2)
     off = (off + (moment * centre.square()).sum(-1, keepdim=True)).clamp(min=0)
@@ -260,8 +285,12 @@ def _alike_gradients(a: _Attention, upstream: State) -> tuple[State, State, Stat
     """The same where all positions are alike."""
     kept, ratio = 1.0 / (1.0 - a.drop), a.queries / a.keys
     g, width, share = upstream, a.v.axes.shape[-1], a.share * kept
-    alone = ratio * share * (g.residual + g.site)
-    value = State(a.v.axes, g.mean * ratio, g.constant * a.reach, g.sample * a.reach, g.mean * 0, alone)
+    alone, common = ratio * share * (g.residual + g.site), g.residual * 0
+    if a.keys > 1:  # what two keys receive of one query
+        common = torch.minimum(ratio * max(1 - a.share, 0.0) / (a.keys - 1) * g.residual, alone)
+    value = State(
+        a.v.axes, g.mean * ratio, g.constant * a.reach, g.sample * a.reach + common, g.mean * 0, alone - common
+    )
     moment = (g.second_moment * (a.v.residual + a.v.site)).mean(-1, keepdim=True) * width
     energy = a.scale**2 * share * moment * max(1 - a.share, 0.0) ** 2
     query, key = energy * (a.k.residual + a.k.site), energy * ratio * a.q.second_moment
