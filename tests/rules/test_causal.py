@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from tightrope.roles import Axes, Axis, Role
-from tightrope.rules.causal import causal
+from tightrope.rules.causal import _ratios, causal
 from tightrope.rules.state import State
 
 HEADS, LENGTH, WIDTH, DRAWS = 4, 24, 16, 1500
@@ -47,3 +48,12 @@ def test_keys_that_differ_are_left_to_the_map() -> None:
     uneven = State.of(AXES, 0.0, residual=torch.linspace(0.1, 4, LENGTH).double().reshape(1, 1, LENGTH, 1))
     q = v = State.of(AXES, 0.0, residual=1.0)
     assert causal(q, uneven, v, WIDTH**-0.5, 0.0, HEADS * WIDTH) is None
+
+
+@pytest.mark.parametrize("variance", [0.01, 1.0, 9.0, 30.0])
+def test_shares_of_rows_of_many_lengths(variance: float) -> None:
+    lengths = (1, 2, 5, 40, 300)
+    generator = torch.Generator().manual_seed(0)
+    for n, ratio in zip(lengths, _ratios(lengths, variance).tolist(), strict=True):
+        rows = torch.randn(20000, n, generator=generator).mul(variance**0.5).softmax(-1).square().sum(-1)
+        assert ratio / n == pytest.approx(float(rows.mean()), rel=0.02)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from tightrope.rules.softmax import participation
+from tightrope.rules.expectation import legendre
 from tightrope.rules.state import DTYPE, State
 
 KNOTS = 10
 """Lengths of rows for which the participation is computed; between them it is interpolated over ln(length)."""
+FINE, STEP = 80, 0.1
+"""Nodes for a standard deviation of the scores, and step over ln t, of the participation's integral."""
 UNEVEN = 0.5
 """Most that the variance of scores may vary between keys, a standard deviation: shares are then 6 % too small."""
 
@@ -116,18 +119,38 @@ def causal(q: State, k: State, v: State, scale: float, drop: float, channels: in
 def _participation(n: Tensor, variance: Tensor) -> Tensor:
     """E[sum_j A_ij^2] of each row, (query, 1)."""
     length = len(n)
-    knots = sorted({round(math.exp(i * math.log(length) / (KNOTS - 1))) for i in range(KNOTS)})
+    if length == 1:
+        return torch.ones_like(n)
+    knots = tuple(sorted({round(math.exp(i * math.log(length) / (KNOTS - 1))) for i in range(KNOTS)}))
+    found = variance[[m - 1 for m in knots]].squeeze(-1)
     # Three digits of the variance decide two thousandths of the share, and layers that are nearly equal meet.
-    ratio = [m * participation(m, float(f"{float(variance[m - 1]):.3g}")) for m in knots]
-    at = torch.tensor(knots, dtype=DTYPE).log()
-    values = torch.tensor(ratio, dtype=DTYPE).log()
+    low, high = (float(f"{float(end):.3g}") for end in (found.min(), found.max()))
+    at, values = torch.tensor(knots, dtype=DTYPE).log(), _ratios(knots, low).log()
+    if high > low:
+        values = values + (found - low) / (high - low) * (_ratios(knots, high).log() - values)
     x = n.squeeze(-1).log()
-    right = torch.searchsorted(at, x).clamp(1, max(len(at) - 1, 1))
-    if len(at) == 1:
-        return values.exp().reshape(1, 1) / n
-    left = right - 1
-    part = (x - at[left]) / (at[right] - at[left])
-    return (values[left] + part * (values[right] - values[left])).exp().unsqueeze(-1) / n
+    right = torch.searchsorted(at, x).clamp(1, len(at) - 1)
+    part = (x - at[right - 1]) / (at[right] - at[right - 1])
+    return (values[right - 1] + part * (values[right] - values[right - 1])).exp().unsqueeze(-1) / n
+
+
+@lru_cache(maxsize=512)
+def _ratios(lengths: tuple[int, ...], variance: float) -> Tensor:
+    """n E[sum_j A_j^2] for rows of n independent scores, for several n at once: as `participation`, on one grid."""
+    n, std = torch.tensor(lengths, dtype=DTYPE), max(variance, 0.0) ** 0.5
+    if std < 1e-6:
+        return torch.ones_like(n)
+    x, w = legendre(min(max(96, math.ceil(FINE * std)), 768))
+    s, weight = 8.5 * std * x, w * torch.exp(-(8.5 * x).square() / 2)
+    weight = weight / weight.sum()
+    low, high = -math.log(max(lengths)) - 8.5 * std - 12.0, 8.5 * std + 5.0
+    grid = torch.linspace(low, high, math.ceil((high - low) / STEP), dtype=DTYPE)
+    inner = torch.exp(grid.unsqueeze(1) + s)
+    falling = torch.exp(-inner)
+    alone, pair = (falling @ weight).clamp(min=1e-300), falling @ (weight * torch.exp(2 * s))
+    power = torch.exp((n - 1).unsqueeze(1) * alone.log())
+    share = n * torch.trapezoid(torch.exp(2 * grid) * pair * power, grid)
+    return n * torch.minimum(torch.maximum(share, 1 / n), torch.ones_like(n))
 
 
 def _back(field: Tensor) -> Tensor:
