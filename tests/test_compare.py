@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tightrope as tr
 from tightrope import Law
-from tightrope.compare import RULE_ERROR, Comparison, Row, z_score
+from tightrope.compare import BAND, RULE_ERROR, Comparison, Row, band, grad_z_score, z_score
 
 
 def row(predicted: float | None, measured: float | None, *, trivial: bool = False, simulated: bool = False) -> Row:
@@ -38,12 +38,21 @@ def test_nothing_to_compare_is_not_a_number() -> None:
 
 def test_z_is_in_standard_errors() -> None:
     predicted, measured = Law(0.0, residual=1.0, error=0.03), Law(0.0, residual=math.exp(2 * 0.1), error=0.04)
-    assert z_score(predicted, measured) == pytest.approx(0.1 / math.hypot(0.03, 0.04, RULE_ERROR))
+    assert z_score(predicted, measured) == pytest.approx(0.1 / math.hypot(0.04, RULE_ERROR))  # sampling counts once
     exact, nearly = Law(0.0, residual=1.0), Law(0.0, residual=1.0001)
     assert abs(z_score(exact, nearly) or 9.0) < 0.1  # even without a stated error, rules are not perfect
     assert z_score(predicted, None) is None
     assert z_score(Law(0.0), measured) is None
     assert z_score(exact, Law(0.0, residual=math.inf)) is None
+
+
+def test_the_band_holds_what_z_calls_near() -> None:
+    low, high = band(2.0, 0.1) or (0.0, 0.0)
+    for edge, sign in ((low, -1), (high, 1)):
+        assert grad_z_score(Law(0.0, residual=4.0, error=0.1), Law(edge)) == pytest.approx(sign * BAND)
+    assert band(0.0, 0.1) is None
+    assert band(1.0, math.inf) is None
+    assert math.isfinite((band(1.0, 1e6) or (0.0, math.inf))[1])
 
 
 def test_rows_follow_the_tape_and_the_contract() -> None:

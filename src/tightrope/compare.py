@@ -15,8 +15,12 @@ from tightrope.measure.measurement import Measurement
 from tightrope.predict import Forecast
 from tightrope.tape.tape import Tape
 
-RULE_ERROR = 0.01
-"""Standard error of ln(std) that the rules leave by their approximations; `benchmarks/accuracy.py` prints it."""
+RULE_ERROR = 0.005
+"""Standard error of ln(std) that the rules leave by their approximations (see `benchmarks/bands.py`)."""
+BAND = 1.645
+"""Standard errors to either side that hold 90 % of a normal law."""
+WIDEST = 300.0
+"""Half of a band, as a logarithm, from which on it says no more."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class Row:
         predicted_grad_rms, measured_grad_rms: of the loss's gradient with respect to it; None without one.
         z: ln(measured / predicted std) over its standard error (band and sampling together).
         simulated: the operation had no rule and was evaluated numerically.
+        grad_z: the same for the gradient's rms.
+        band, grad_band: lowest and highest std, and gradient rms, that 90 % of all batches (and, where the weights are
+            known by law only, of all draws of the weights) lead to.
     """
 
     op: str
@@ -43,6 +50,9 @@ class Row:
     measured_grad_rms: float | None
     z: float | None
     simulated: bool = False
+    grad_z: float | None = None
+    band: tuple[float, float] | None = None
+    grad_band: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,9 @@ def compare(forecast: Forecast, measurement: Measurement) -> Comparison:
             None if lone or predicted is None else predicted.std, None if lone or measured is None else measured.std,
             grad_predicted.rms if grad_predicted else None, grad_measured.rms if grad_measured else None,
             None if lone else z_score(predicted, measured), index in simulated,
+            None if lone else grad_z_score(grad_predicted, grad_measured),
+            None if lone or predicted is None else band(predicted.std, predicted.error),
+            None if lone or grad_predicted is None else band(grad_predicted.rms, grad_predicted.error),
         )  # fmt: skip
         rows.append(row)
     unknown = tuple(f"{entry.op} ({entry.module or 'top level'}): {why}" for entry, why in forecast.unknown)
@@ -109,13 +122,34 @@ def compare(forecast: Forecast, measurement: Measurement) -> Comparison:
 def z_score(predicted: Law | None, measured: Law | None) -> float | None:
     """ln(measured / predicted std) in units of its standard error; None when one is missing or zero.
 
-    The standard error joins the band, the sampling error and the accuracy of the rules themselves.
+    The prediction's error is what a batch of this size, and a draw of the weights where they are not known, makes of
+    the std. The measured error estimates the former again, from the batch itself: the larger one counts.
     """
-    if predicted is None or measured is None or predicted.std <= 0 or measured.std <= 0:
+    if predicted is None or measured is None:
         return None
-    error = math.hypot(predicted.error, measured.error, RULE_ERROR)
-    distance = math.log(measured.std / predicted.std)
-    return distance / error if error > 0 and math.isfinite(distance) else None
+    return _distance(predicted.std, measured.std, predicted.error, measured.error)
+
+
+def grad_z_score(predicted: Law | None, measured: Law | None) -> float | None:
+    """`z_score` of the rms of a gradient."""
+    if predicted is None or measured is None:
+        return None
+    return _distance(predicted.rms, measured.rms, predicted.error, measured.error)
+
+
+def band(value: float, error: float) -> tuple[float, float] | None:
+    """Where 90 % of the measured values lie; None when the prediction is zero or not finite."""
+    if not 0 < value < math.inf or not math.isfinite(error):
+        return None
+    reach = min(BAND * math.hypot(error, RULE_ERROR), WIDEST)
+    return value * math.exp(-reach), value * math.exp(reach)
+
+
+def _distance(predicted: float, measured: float, *errors: float) -> float | None:
+    if not (0 < predicted < math.inf and 0 < measured < math.inf):
+        return None
+    error = math.hypot(max(errors), RULE_ERROR)
+    return math.log(measured / predicted) / error if math.isfinite(error) else None
 
 
 def _pairs(first: Tape, second: Tape) -> Iterator[tuple[int, int, int, str, str]]:

@@ -37,6 +37,15 @@ def test_deep_gelu_net_is_predicted_where_one_amplitude_fails() -> None:
     assert float(energy.std() / energy.mean()) > 0.5
 
 
+def test_a_net_whose_norms_fan_out_stays_within_reach() -> None:
+    """At 40 layers one sample in thousands holds most of the second moment; it must not lift what the others do."""
+    net = gelu_stack(40, 128)
+    x = torch.randn(256, 128, generator=torch.Generator().manual_seed(5))
+    comparison = tr.compare(tr.predict(net, x), tr.measure(net, x))
+    assert comparison.summary().forward[2] < 4
+    assert all(abs(row.z or 9.0) < 3 for row in comparison.rows if not row.trivial)
+
+
 def test_samples_of_one_norm_have_no_spread() -> None:
     x = torch.randn(100, 64, generator=torch.Generator().manual_seed(0))
     unit = x / x.square().mean(1, keepdim=True).sqrt()

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from tightrope.roles import Axes
+from tightrope.roles import Axes, Role
 from tightrope.rules.amplitude import recalled
+from tightrope.rules.band import coherent
 from tightrope.rules.expectation import Latent, latent, product
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import State, state_shape
@@ -112,6 +113,9 @@ def _(call: Call, upstream: State) -> Gradients:
         return _linear_gradients(call, upstream, numbers)
     if upstream.gain is not None:
         upstream = replace(upstream, gain=recalled(upstream.gain, call.output.memory))
+    # What gradient independence leaves out is of the order of 1 / channels a layer, and has the same sign in all.
+    channels = max(call.axes[0].count(Role.CHANNEL), 1)
+    upstream = replace(upstream, width=coherent(upstream.width, 1 / channels))
     held = upstream.latent
     inside = isinstance(held, Adjoint) and held.variable is variable
     adjoint = held if inside and isinstance(held, Adjoint) else Adjoint(variable, upstream)

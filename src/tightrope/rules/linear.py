@@ -64,7 +64,8 @@ def correlated(x: State, z: State, w: Tensor) -> State:
         return z  # the variance has faded below what rounding leaves of the covariance
     share = (covariance.diagonal() / z.variance.expand(z.shape).reshape(-1).clamp(min=1e-300)).reshape(z.shape)
     parts = {name: getattr(z, name) * share for name in COMPONENTS}
-    return replace(z, **parts, covariance=covariance if w.shape[0] <= COVARIANCE_CHANNELS else None)
+    # With weights and covariances known the samples alone are left to chance, and no draw of the weights.
+    return replace(z, **parts, width=x.width, covariance=covariance if w.shape[0] <= COVARIANCE_CHANNELS else None)
 
 
 def random_map(x: State, weight: State, axes: Axes, n: int, kappa: float) -> State:

@@ -22,6 +22,7 @@ from torch import Tensor
 from tightrope.law import COMPONENTS, Law
 from tightrope.roles import Axes, Role
 from tightrope.rules.amplitude import of_rows
+from tightrope.rules.band import of_batch
 from tightrope.rules.lags import CROSS_CHANNELS, Cross, autocovariance, blended, reach, trimmed
 
 DTYPE = torch.float64
@@ -247,11 +248,12 @@ class State:
         site = float((full - per_channel).square().mean())
         parts = {name: float(getattr(self, name).mean()) for name in COMPONENTS}
         found = [constant + parts["constant"], parts["sample"], site + parts["site"], parts["residual"]]
+        factor, spread = of_batch(self, overall, sum(found))
         held = [max(part, 0.0) for part in found]
         # Positions that sum to zero have small negative covariances, which a variance component cannot show.
-        keep = max(sum(found), 0.0) / sum(held) if sum(held) > 0 else 0.0
+        keep = factor * max(sum(found), 0.0) / sum(held) if sum(held) > 0 else 0.0
         components = dict(zip(COMPONENTS, (part * keep for part in held), strict=True))
-        return Law(overall, **components, error=0.5 * self.width**0.5)
+        return Law(overall * factor**0.5, **components, error=math.sqrt(self.width / 4 + spread))
 
 
 def _shared(left: Tensor | None, right: Tensor | None, share: float) -> Tensor | None:
