@@ -297,14 +297,17 @@ def _stationary(axes: Axes, x: Tensor, degrees: int) -> State:
     between = levels.T @ levels / degrees
     variance = between.diagonal()
     keep = torch.where(variance > 0, (variance - white_share).clamp(min=0) / variance.clamp(min=1e-300), variance * 0)
+    if float(variance.sum()) < float(white_share.sum()) * (1 + 2 * math.sqrt(2 / max(degrees, 1))):
+        keep = keep * 0  # what samples seem to share is chance
     shared, residual = variance * keep, own
     centre = products[channels, channels, rows, columns].clamp(min=1e-300)
     lags = trimmed(products[channels, channels] / centre[:, None, None])
     noise = 3 / math.sqrt(x.shape[0] * sites)
     if lags is not None and bool((lags.abs() > noise).sum() <= len(lags) * 2):
         lags = None
-    made = State.of(
-        axes, mean, sample=shared.reshape(1, -1, 1, 1), residual=residual.reshape(1, -1, 1, 1)
+    made = State.of(  # deviations from a channel's own mean sum to zero
+        axes, mean, constant=(-shared / max(degrees, 1) - white_share / len(x)).reshape(1, -1, 1, 1),
+        sample=shared.reshape(1, -1, 1, 1), residual=residual.reshape(1, -1, 1, 1),
     )  # fmt: skip
     few = 1 < x.shape[1] <= CROSS_CHANNELS or (x.shape[1] == 1 and lags is not None)
     root = keep.sqrt()
