@@ -8,6 +8,9 @@ from torch import nn
 
 import tightrope as tr
 from oracles import check_rule, outcome
+from tightrope.roles import default_axes
+from tightrope.rules.norm import _inverse, pool
+from tightrope.rules.state import State
 
 CASES = {
     "batch": (nn.BatchNorm2d(16), (8, 16, 5, 5)),
@@ -63,3 +66,17 @@ def test_eps_damps_a_small_signal() -> None:
     forecast = tr.predict(nn.LayerNorm(64), 1e-3 * torch.randn(64, 64))
     out = next(e for e in forecast.tape.entries if e.op == "layer_norm").outputs[0]
     assert forecast.laws[out].variance == pytest.approx(1e-6 / (1e-6 + 1e-5), rel=0.05)
+
+
+def test_what_sites_share_over_samples_does_not_fluctuate() -> None:
+    """A map of means that all samples share adds to the variance over a batch, and nothing to its fluctuation."""
+    torch.manual_seed(0)
+    axes = default_axes((8, 1, 2, 2), 8)
+    site = 0.4
+    y = State.of(axes, 0.0, constant=-site / 4, site=site, residual=0.7)
+    over = pool(axes, (0, 2, 3), 0.0)
+    shape = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64) * (site * 0.75) ** 0.5
+    drawn = shape + 0.7**0.5 * torch.randn(200_000, 8, 4, dtype=torch.float64)
+    variance = drawn.var((1, 2), correction=0)
+    measured = float((1 / variance).mean() * variance.mean())
+    assert float(_inverse(y, over)) == pytest.approx(measured, rel=0.01)

@@ -150,9 +150,31 @@ def _inverse(y: State, over: Pool) -> Tensor:
         shared = sum((getattr(y, name) for name in names), torch.zeros((), dtype=DTYPE))
         return _average(2 * shared.square() + 4 * shared * y.mean.square(), over.dims) / (2 * total.square())
 
+    if n > 1 and over.counts[Role.CHANNEL] == 1:
+        return _from_freedom(_shares(y, over, total))
     own = pair("constant", "sample", "site", "residual")
     near = pair("constant", "sample") * (s - 1) + pair("constant", "site") * (n - 1)
-    share = ((own + near + pair("constant") * (n - 1) * (s - 1)) / size).clamp(max=0.5)
+    return _from_freedom((own + near + pair("constant") * (n - 1) * (s - 1)) / size)
+
+
+def _shares(y: State, over: Pool, total: Tensor) -> Tensor:
+    """Half the relative variance of a channel's variance over a batch: what all samples share at a site is the same in
+    each batch, and does not fluctuate but adds to what the rest fluctuates about.
+    """
+    s = over.counts[Role.SITE]
+    fixed = _average(y.mean.square() + y.site.clamp(min=0) * (1 - 1 / s), over.dims)
+    shared = _average(y.sample.clamp(min=0), over.dims)
+    moving = (total - fixed).clamp(min=0)
+    own = moving.square() + 2 * moving * fixed
+    if y.lags is not None and len(y.shape) == 4:
+        residual = (moving - shared).clamp(min=0)
+        own = own + residual.square() * (mean_factor(y.lags.square(), y.shape[2:]).reshape(1, -1, 1, 1) - 1)
+    return (own + shared.square() * (s - 1)) / (over.size * total.square())
+
+
+def _from_freedom(share: Tensor) -> Tensor:
+    """E[1 / v] E[v] of a variance v with relative variance 2 * share, as that of a chi-squared law."""
+    share = share.clamp(max=0.5)
     freedom = (1 / share.clamp(min=1e-12) - 1).clamp(min=2.5)
     return torch.where(freedom > 1e6, torch.ones_like(freedom), freedom / (freedom - 2).clamp(min=0.5))
 
