@@ -30,7 +30,7 @@ def test_autocovariance_is_the_mean_product_at_each_lag() -> None:
     x = torch.randn(5, 2, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     table = autocovariance(x)
     rows, columns = reach(table)
-    assert (rows, columns) == (5, 6)
+    assert (rows, columns) == (3, 3)
     direct = (x[:, 0, :-2, 3:] * x[:, 1, 2:, :-3]).mean()
     torch.testing.assert_close(table[0, 1, rows + 2, columns - 3], direct)
     torch.testing.assert_close(table[1, 1, rows, columns], x[:, 1].square().mean())

@@ -79,10 +79,10 @@ def autocovariance(x: Tensor) -> Tensor:
         x: (sample, channel, height, width), centred.
 
     Returns:
-        (channel, channel, lag, lag), averaged over all pairs of sites at each lag.
+        (channel, channel, lag, lag), averaged over all pairs of sites at each lag, up to half of the map.
     """
     height, width = x.shape[-2:]
-    rows, columns = min(height - 1, MOST), min(width - 1, MOST)
+    rows, columns = min(height // 2, MOST), min(width // 2, MOST)
     size = (height + rows, width + columns)
     spectrum = torch.fft.rfft2(x, s=size)
     power = torch.einsum("nihw,njhw->ijhw", spectrum.conj(), spectrum)

@@ -23,7 +23,7 @@ from tightrope.law import COMPONENTS, Law
 from tightrope.roles import Axes, Role
 from tightrope.rules.amplitude import of_rows
 from tightrope.rules.band import of_batch
-from tightrope.rules.lags import CROSS_CHANNELS, Cross, autocovariance, blended, reach, trimmed
+from tightrope.rules.lags import CROSS_CHANNELS, Cross, autocovariance, blended, mean_factor, reach, trimmed
 
 DTYPE = torch.float64
 EVEN = 1e-6
@@ -290,29 +290,37 @@ def _stationary(axes: Axes, x: Tensor, degrees: int) -> State:
     levels = deviations.mean((2, 3))
     inner = deviations - levels[:, :, None, None]
     own = inner.square().mean((0, 2, 3))
-    # Means of samples wander by what their sites do not share, too.
     products = autocovariance(inner)
     channels, (rows, columns) = range(x.shape[1]), reach(products)
-    white_share = products[channels, channels].sum((1, 2)).clamp(min=0) / sites
-    between = levels.T @ levels / degrees
-    variance = between.diagonal()
-    keep = torch.where(variance > 0, (variance - white_share).clamp(min=0) / variance.clamp(min=1e-300), variance * 0)
-    if float(variance.sum()) < float(white_share.sum()) * (1 + 2 * math.sqrt(2 / max(degrees, 1))):
-        keep = keep * 0  # what samples seem to share is chance
-    shared, residual = variance * keep, own
     centre = products[channels, channels, rows, columns].clamp(min=1e-300)
     lags = trimmed(products[channels, channels] / centre[:, None, None])
-    noise = 3 / math.sqrt(x.shape[0] * sites)
-    if lags is not None and bool((lags.abs() > noise).sum() <= len(lags) * 2):
-        lags = None
+    if lags is not None and float(_near(lags)) < (1 + 4 * math.sqrt(2 / len(lags))) / (len(x) * sites):
+        lags = None  # as correlated as independent sites are by chance
+    # Means of samples wander by what their sites do not share, too.
+    alike = 1.0 if lags is None else mean_factor(lags, x.shape[2:])
+    chance = own * alike / sites
+    between = levels.T @ levels / degrees
+    variance = between.diagonal()
+    keep = torch.where(variance > 0, (variance - chance).clamp(min=0) / variance.clamp(min=1e-300), variance * 0)
+    if float(variance.sum()) < float(chance.sum()) * (1 + 2 * math.sqrt(2 / max(degrees, 1))):
+        keep = keep * 0
+    shared, residual = variance * keep, own
     made = State.of(  # deviations from a channel's own mean sum to zero
-        axes, mean, constant=(-shared / max(degrees, 1) - white_share / len(x)).reshape(1, -1, 1, 1),
+        axes, mean, constant=(-shared / max(degrees, 1) - chance / len(x)).reshape(1, -1, 1, 1),
         sample=shared.reshape(1, -1, 1, 1), residual=residual.reshape(1, -1, 1, 1),
     )  # fmt: skip
     few = 1 < x.shape[1] <= CROSS_CHANNELS or (x.shape[1] == 1 and lags is not None)
     root = keep.sqrt()
     cross = Cross(between * root[:, None] * root, products) if few else None
     return replace(made, lags=lags, cross=cross)
+
+
+def _near(lags: Tensor) -> Tensor:
+    """Mean square of the correlation of direct neighbours."""
+    rows, columns = reach(lags)
+    pairs = [lags[:, rows + 1, columns]] if rows else []
+    pairs += [lags[:, rows, columns + 1]] if columns else []
+    return torch.cat(pairs).square().mean()
 
 
 def _shrunk(deviations: Tensor) -> Tensor:
