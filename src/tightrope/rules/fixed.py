@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tightrope.roles import Role
 from tightrope.rules import numerical
-from tightrope.rules.elementwise import CHAINING
+from tightrope.rules.functions import CHAINING
 from tightrope.rules.registry import Call, Gradients, Rule, find
 from tightrope.rules.state import DTYPE, State
 from tightrope.tape.names import RANDOM
