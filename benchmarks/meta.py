@@ -50,16 +50,16 @@ def judge(name: str) -> None:
     kind, options = MODELS[name]
     begin = time.perf_counter()
     model = on_meta(kind(**options))
-    built = time.perf_counter()
+    built, busy = time.perf_counter(), time.process_time()
     forecast = tr.predict(model, batch(model.config.vocab_size, 256))
-    done = time.perf_counter()
+    done, spent = time.perf_counter(), time.process_time() - busy
     tape = forecast.tape
     results = [n for e in tape.entries for n in e.outputs if tape.values[n].is_float]
     logits = next(e for e in reversed(tape.entries) if e.op == "linear").outputs[0]
     gradients = [law.rms for number, law in forecast.gradients.items() if law.rms > 0]
     print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e9:.1f} billion parameters")
     print(
-        f"  build {built - begin:.1f} s, predict {done - built:.1f} s, {time.process_time():.1f} s of processor time, "
+        f"  build {built - begin:.1f} s, predict {done - built:.1f} s ({spent:.1f} s of processor time), "
         f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
     )
     print(

@@ -102,6 +102,28 @@ def test_participation_against_monte_carlo(length: int, std: float) -> None:
     assert participation(length, std**2) == pytest.approx(float(each.mean()), abs=4 * error)
 
 
+@pytest.mark.parametrize("gain", [0.3, 1.6])
+def test_gradients_of_queries_and_keys_of_the_same_tokens_as_the_values(gain: float) -> None:
+    class Separate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.position = nn.Parameter(0.1 * torch.randn(1, 2 * TOKENS, WIDTH))
+            self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+            for layer, scale in ((self.q, gain), (self.k, gain), (self.v, 1.0)):
+                nn.init.normal_(layer.weight, std=scale / math.sqrt(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.position
+            return F.scaled_dot_product_attention(*(m(x).unsqueeze(1) for m in (self.q, self.k, self.v)))
+
+    x = torch.randn(128, 2 * TOKENS, WIDTH, generator=torch.Generator().manual_seed(6))
+    model = Separate()
+    rows_ = [row for row in tr.compare(tr.predict(model, x), tr.measure(model, x)).rows if row.op == "linear"]
+    for row in rows_:
+        assert row.predicted_grad_rms == pytest.approx(row.measured_grad_rms, rel=0.08), row.module
+
+
 def test_what_causal_averages_share_has_the_mean_covariance_of_each_row() -> None:
     weight = torch.ones(30, 30, dtype=torch.float64).tril()
     weight = weight / weight.sum(-1, keepdim=True)

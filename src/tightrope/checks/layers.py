@@ -10,7 +10,7 @@ import torch
 
 from tightrope.checks.trace import CHANCE, JOINS, NORMS, VIEWS, is_weighted, producers, reads, weight_of
 from tightrope.law import Law
-from tightrope.rules.elementwise import CHAINING, LINEAR
+from tightrope.rules.functions import CHAINING, LINEAR
 from tightrope.study import Study
 from tightrope.tape.tape import Entry, Kind, Tape, Value
 

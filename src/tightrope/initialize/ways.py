@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tightrope.checks.layers import Layer
 from tightrope.checks.trace import CHANCE, NORMS, VIEWS, reads
-from tightrope.rules.elementwise import CHAINING, LINEAR
+from tightrope.rules.functions import CHAINING, LINEAR
 from tightrope.tape.tape import Entry, Kind, Tape
 
 POOLS = frozenset(

@@ -193,10 +193,8 @@ def _masked_rows(mean: Tensor, variance: Tensor, mask: Tensor | None, queries: i
     for n in picked:
         one = mask[n : n + 1] if mask.ndim == mean.ndim else mask
         found.append(rows(mean + one, variance))
-    count = len(found)
-    return Rows(
-        sum((r.mean for r in found), torch.zeros(())) / count, sum((r.second for r in found), torch.zeros(())) / count
-    )
+    parts = zip(*((r.mean, r.second, r.slope) for r in found), strict=True)
+    return Rows(*(sum(each, torch.zeros(())) / len(found) for each in parts))
 
 
 def mask_of(call: Call, queries: int, keys: int) -> Tensor | None:
@@ -271,10 +269,16 @@ def _map_gradients(a: _Attention, upstream: State) -> tuple[State, State, State]
     moment, centre = g.second_moment, w @ v.mean
     off = moment @ v.mean.square().transpose(-1, -2) - 2 * (moment * centre) @ v.mean.transpose(-1, -2)
     off = (off + (moment * centre.square()).sum(-1, keepdim=True)).clamp(min=0)
-    energy = second * (moment @ (v.residual + v.site).transpose(-1, -2) + off) * (1 - w).square()
+    free = moment @ (v.residual + v.site).transpose(-1, -2)
+    energy = kept * a.weights.slope * (free + off)
     if a.drop:
-        energy = energy + (kept - 1) * a.weights.second * (moment @ v.second_moment.transpose(-1, -2))
-    query = energy @ (a.k.residual + a.k.site) + _around(energy, a.k.mean, w @ a.k.mean)
+        held = v.mean.square() + v.constant + v.sample
+        energy = energy + (kept - 1) * a.weights.slope * (moment @ held.transpose(-1, -2))
+    loose = a.k.residual + a.k.site
+    query = energy @ loose + _around(energy, a.k.mean, w @ a.k.mean)
+    # Keys and values are maps of the same tokens: sum_j A_ij (g v_j) k_j has a mean, of the size of the output's tilt.
+    even = (1 - a.weights.second.sum(-1, keepdim=True).clamp(max=1.0)).square() / max(a.q.axes.count(Role.CHANNEL), 1)
+    query = query + even * (free * w).sum(-1, keepdim=True) * (w @ loose)
     asked = a.q.second_moment
     key = energy.transpose(-1, -2) @ asked.expand(*asked.shape[:-2], a.queries, asked.shape[-1])
     scale = a.scale**2
@@ -293,5 +297,6 @@ def _alike_gradients(a: _Attention, upstream: State) -> tuple[State, State, Stat
     )
     moment = (g.second_moment * (a.v.residual + a.v.site)).mean(-1, keepdim=True) * width
     energy = a.scale**2 * share * moment * max(1 - a.share, 0.0) ** 2
-    query, key = energy * (a.k.residual + a.k.site), energy * ratio * a.q.second_moment
+    tilt = a.scale**2 * moment * max(1 - a.share, 0.0) ** 2 / max(a.q.axes.count(Role.CHANNEL), 1)
+    query, key = (energy + tilt) * (a.k.residual + a.k.site), energy * ratio * a.q.second_moment
     return State.of(a.q.axes, 0.0, residual=query), State.of(a.k.axes, 0.0, residual=key), value

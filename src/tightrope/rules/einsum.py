@@ -198,7 +198,7 @@ def baddbmm(call: Call) -> State:
 
 @baddbmm.gradient
 def _(call: Call, upstream: State) -> Gradients:
-    from tightrope.rules.elementwise import reduced
+    from tightrope.rules.broadcast import reduced
 
     added, left, right, beta, alpha = _terms(call)
     number, first, second = call.id(0, "input"), call.id(1, "batch1"), call.id(2, "batch2")

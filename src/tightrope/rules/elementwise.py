@@ -18,66 +18,12 @@ from torch.utils._pytree import tree_map
 from tightrope.roles import Axes, Role
 from tightrope.rules.amplitude import recalled
 from tightrope.rules.band import coherent
+from tightrope.rules.broadcast import reduced
 from tightrope.rules.expectation import Latent, latent, product
+from tightrope.rules.functions import BENDS, BENT, CHAINING, CURVED, DISTANCES, LINEAR, POOLING, ROOTS, STEEP, kinks
 from tightrope.rules.registry import Call, Gradients, rule
-from tightrope.rules.state import State, state_shape
-from tightrope.tape.tape import Entry, Kind, Ref
-
-CURVED = (
-    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh",
-    "sigmoid", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "tanhshrink", "logsigmoid",
-    "threshold", "rrelu", "prelu", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "rsqrt", "square",
-    "reciprocal", "abs", "sign", "sin", "cos", "tan", "atan", "asinh", "erf", "erfc", "clamp", "clamp_min",
-    "clamp_max", "exp2", "sinc", "sinh", "cosh", "frac", "round", "floor", "ceil", "trunc", "nan_to_num", "logit",
-    "pow", "rpow", "maximum", "minimum", "where", "lerp", "addcmul", "addcdiv",
-)  # fmt: skip
-LINEAR = ("add", "sub", "rsub", "mul", "div", "rdiv", "neg", "positive")
-POOLING = (
-    "max_pool1d",
-    "max_pool2d",
-    "max_pool3d",
-    "adaptive_max_pool1d",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-)
-DISTANCES = ("binary_cross_entropy", "mse_loss")
-CHAINING = frozenset((*CURVED, *LINEAR, *POOLING, *DISTANCES))
-"""Operations that can continue a chain of elementwise functions of one variable."""
-
-ROOTS = frozenset({"sqrt", "rsqrt", "log", "log2", "log10"})
-"""Functions of what is never negative."""
-
-_KINKS = {
-    **dict.fromkeys(("relu", "leaky_relu", "rrelu", "elu", "selu", "celu", "abs", "sign", "softsign", "prelu"), (0.0,)),
-    **dict.fromkeys(("sqrt", "rsqrt", "log"), (0.0,)),
-    "relu6": (0.0, 6.0), "hardsigmoid": (-3.0, 3.0), "hardswish": (-3.0, 3.0),
-}  # fmt: skip
-
-BENT = frozenset(
-    {"tanh", "sigmoid", "erf", "erfc", "gelu", "silu", "mish", "softplus", "logsigmoid", "tanhshrink", "expm1", "atan"}
-)
-"""Smooth functions that turn within a few units of zero."""
-BENDS = (-3.0, 0.0, 3.0)
-STEEP = 1.5
-"""Standard deviation from which the turn is a step to the variable, and the quadrature is split around it."""
-
-
-def kinks(entry: Entry) -> tuple[float, ...]:
-    """Where the operation or its derivative jumps: the quadrature is split there."""
-    op = entry.op
-    if op in ("clamp", "clamp_min", "clamp_max", "hardtanh"):
-        default = 1.0 if op == "hardtanh" else None
-        low = entry.argument(
-            1, "max" if op == "clamp_max" else "min", entry.kwargs.get("min_val", default and -default)
-        )
-        high = entry.argument(2, "max", entry.kwargs.get("max_val", default))
-        return tuple(sorted({float(edge) for edge in (low, high) if isinstance(edge, (int, float))}))
-    if op in ("hardshrink", "softshrink"):
-        edge = float(entry.argument(1, "lambd", 0.5))
-        return (-edge, edge)
-    if op == "threshold":
-        return (float(entry.argument(1, "threshold")),)
-    return _KINKS.get(op, ())
+from tightrope.rules.state import State
+from tightrope.tape.tape import Kind, Ref
 
 
 @rule(*CURVED, *LINEAR)
@@ -435,56 +381,3 @@ def _slopes_exact(call: Call, numbers: list[int]) -> dict[int, State]:
         n: State.of(call.states[n].axes, torch.zeros(()) if g is None else g)
         for n, g in zip(numbers, grads, strict=True)
     }
-
-
-def reduced(gradient: State, target: State, axes: Axes) -> State:
-    """The gradient of an operand that was broadcast: summed over the samples, sites and channels it lacks.
-
-    Args:
-        gradient: of the result, with the result's axes.
-        target: the operand's state.
-        axes: the result's axes.
-    """
-    lead = len(axes.dims) - len(target.axes.dims)
-    missing = [i for i, size in enumerate(axes.shape) if i < lead or (target.axes.shape[i - lead] == 1 and size > 1)]
-    if not missing:
-        return replace(gradient, axes=target.axes)
-    full = gradient.map(lambda f: f.expand(state_shape(axes)))
-    return summed(full, axes, missing, target.axes)
-
-
-def summed(state: State, axes: Axes, over: list[int], target: Axes) -> State:
-    """The law of a sum over whole dimensions (samples, sites or channels) of a tensor.
-
-    A sum over m samples and s sites of a channel multiplies its mean by m s; of the components, what is shared adds
-    up coherently (square of the number), what is not adds up in variance.
-    """
-    from tightrope.roles import Role
-
-    samples = sites = 1
-    for dim in over:
-        for axis in axes.dims[dim]:
-            if axis.role is Role.SAMPLE:
-                samples *= axis.size
-            elif axis.role is Role.SITE:
-                sites *= axis.size
-    mean, constant, sample, site, residual = (f.expand(state_shape(axes)) for f in state.fields)
-    mean = mean.sum(over, keepdim=True) * samples
-
-    def pooled(field: Tensor, shared_samples: bool, shared_sites: bool) -> Tensor:
-        per = field.mean(over, keepdim=True)
-        count = 1
-        for dim in over:
-            count *= state_shape(axes)[dim]
-        channels = count // sites if sites else count
-        return per * channels * (samples**2 if shared_samples else samples) * (sites**2 if shared_sites else sites)
-
-    total = State(
-        axes, mean, pooled(constant, True, True), pooled(sample, False, True), pooled(site, True, False),
-        pooled(residual, False, False), state.width,
-    )  # fmt: skip
-    gone = [d for d in over if d < len(axes.dims) - len(target.dims)]
-    shape = [s for d, s in enumerate(total.mean.shape) if d not in gone]
-    if not any(a.role is Role.SAMPLE for dim in target.dims for a in dim):
-        total = replace(total, residual=total.residual + total.sample, sample=total.sample * 0)
-    return total.map(lambda f: f.reshape(shape), target)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from tightrope.roles import Role
 from tightrope.rules import numerical
-from tightrope.rules.elementwise import CHAINING
+from tightrope.rules.functions import CHAINING
 from tightrope.rules.registry import Call, Gradients, Rule, find
 from tightrope.rules.state import DTYPE, State
 from tightrope.tape.names import RANDOM
 from tightrope.tape.tape import Kind
 
-PROBES = 8
-"""Draws of the incoming gradient behind the law of a parameter's gradient."""
+PROBES, MANY, FEW = 8, 1 << 16, 2
+"""Draws of the incoming gradient behind the law of a parameter's gradient; few for a tensor of many elements."""
 _OWN_RULE = CHAINING | {"embedding", "embedding_bag", "dropout", "setitem", "write_through", "copy"}
 """Operations whose rule is exact on known operands, or draws."""
 
@@ -67,10 +67,11 @@ def backward(call: Call, upstream: State | list[State | None]) -> Gradients:
 
         means = image([s.mean.expand(y.shape).to(y) for y, s in pairs])
         squares = [torch.zeros_like(x) for x in operands.values()]
-        for _ in range(PROBES):
+        probes = PROBES if sum(y.numel() for y, _ in pairs) < MANY else FEW
+        for _ in range(probes):
             drawn = [s.variance.clamp(min=0).sqrt().expand(y.shape).to(y) * torch.randn_like(y) for y, s in pairs]
             for total, part in zip(squares, image(drawn), strict=True):
-                total += 0 if part is None else part.square() / PROBES
+                total += 0 if part is None else part.square() / probes
     width = max(s.width for _, s in pairs)
     return {
         n: State.of(call.states[n].axes, mean.to(DTYPE), residual=square.to(DTYPE), width=width)

@@ -138,7 +138,7 @@ def _rows(x: State, shape: tuple[int, ...]) -> list[Tensor]:
 
 def total(gradient: State, axes: Axes, bias: State) -> State:
     """The gradient of a bias: the sum of the gradient over samples and sites."""
-    from tightrope.rules.elementwise import summed
+    from tightrope.rules.broadcast import summed
 
     if all(f.shape[-1] == 1 for f in gradient.fields):  # all channels are alike: one stands for them
         one = summed(gradient, axes.resize(-1, 1), list(range(len(axes.dims) - 1)), bias.axes.resize(-1, 1))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tightrope.roles import Axes, Axis, Role
-from tightrope.rules.elementwise import reduced
+from tightrope.rules.broadcast import reduced
 from tightrope.rules.expectation import product
 from tightrope.rules.lags import mean_factor
 from tightrope.rules.registry import Call, Gradients, rule

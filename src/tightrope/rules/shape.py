@@ -244,7 +244,7 @@ def repeated(call: Call) -> State:
 
 @repeated.gradient
 def _(call: Call, upstream: State) -> Gradients:
-    from tightrope.rules.elementwise import reduced
+    from tightrope.rules.broadcast import reduced
 
     number = call.id(0, "input")
     assert number is not None

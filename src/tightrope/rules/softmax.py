@@ -26,10 +26,13 @@ class Rows:
     Attributes:
         mean: E[A_ij].
         second: E[A_ij^2].
+        slope: E[A_ij^2 (1 - 2 A_ij + sum_k A_ik^2)], the energy of the weight's derivative with respect to
+            independent things weighed: A_ij (v_j - sum_k A_ik v_k).
     """
 
     mean: Tensor
     second: Tensor
+    slope: Tensor
 
     @property
     def variance(self) -> Tensor:
@@ -47,17 +50,24 @@ def rows(mean: Tensor, variance: Tensor) -> Rows:
     mean, variance = torch.broadcast_tensors(mean, variance)
     if not bool((variance > 0).any()):
         plain = torch.nan_to_num(torch.softmax(mean, -1))
-        return Rows(plain, plain.square())
+        return Rows(plain, plain.square(), _slope(plain))
     draws = max(LEAST, min(MOST, BUDGET // max(mean.numel(), 1))) // 2
     generator = torch.Generator().manual_seed(20260103)
-    std, total, square = variance.clamp(min=0).sqrt(), torch.zeros_like(mean), torch.zeros_like(mean)
+    std = variance.clamp(min=0).sqrt()
+    total, square, slope = torch.zeros_like(mean), torch.zeros_like(mean), torch.zeros_like(mean)
     for _ in range(draws):
         noise = std * torch.randn(mean.shape, generator=generator, dtype=DTYPE)
         for sign in (1.0, -1.0):
             weight = torch.nan_to_num(torch.softmax(mean + sign * noise, -1))
             total += weight
             square += weight.square()
-    return Rows(total / (2 * draws), square / (2 * draws))
+            slope += _slope(weight)
+    return Rows(total / (2 * draws), square / (2 * draws), slope / (2 * draws))
+
+
+def _slope(weight: Tensor) -> Tensor:
+    square = weight.square()
+    return square * (1 - 2 * weight + square.sum(-1, keepdim=True))
 
 
 @lru_cache(maxsize=512)
