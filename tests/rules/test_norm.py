@@ -11,6 +11,7 @@ from oracles import check_rule, outcome
 from tightrope.roles import default_axes
 from tightrope.rules.norm import _inverse, pool
 from tightrope.rules.state import State
+from tightrope.tape import Kind
 
 CASES = {
     "batch": (nn.BatchNorm2d(16), (8, 16, 5, 5)),
@@ -80,3 +81,11 @@ def test_what_sites_share_over_samples_does_not_fluctuate() -> None:
     variance = drawn.var((1, 2), correction=0)
     measured = float((1 / variance).mean() * variance.mean())
     assert float(_inverse(y, over)) == pytest.approx(measured, rel=0.01)
+
+
+def test_a_bias_in_front_of_batch_norm_has_no_gradient() -> None:
+    """What leaves batch norm on the way back sums to zero over the batch."""
+    torch.manual_seed(0)
+    forecast = tr.predict(nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Tanh()), torch.randn(24, 16))
+    grads = {value.name: forecast.gradients[value.id].rms for value in forecast.tape.value_of(Kind.PARAMETER)}
+    assert grads["0.bias"] < 1e-6 * grads["0.weight"]
