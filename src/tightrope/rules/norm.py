@@ -108,8 +108,8 @@ def back(gradient: State, out: State, variance: Tensor, over: Pool) -> State:
     parts = {name: getattr(left, name) * factor * spread for name in _PARTS}
     if over.centred and over.counts[Role.SAMPLE] > 1 and over.counts[Role.CHANNEL] == 1:
         # It sums to zero over the batch: every two elements share minus the variance of their average.
-        kept = {name: 1 - 1 / over.independent(name) for name in parts}
-        parts = {n: part / kept[n] if kept[n] > 0 else part * 0 for n, part in parts.items()}
+        left_over = {name: 1 - 1 / over.independent(name) for name in parts}
+        parts = {n: part / left_over[n] if left_over[n] > 0 else part * 0 for n, part in parts.items()}
         parts["constant"] = -sum((p / over.independent(n) for n, p in parts.items()), torch.zeros((), dtype=DTYPE))
     return State(gradient.axes, mean * spread.sqrt(), **parts, width=gradient.width, lags=gradient.lags)
 
