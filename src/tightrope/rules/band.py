@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BATCHES = 256
 """Batches of amplitudes behind the law of a batch's mean energy: 4 % on its spread."""
+EXTREME = 1e-70
+"""Energies beyond which, either way, their squares are no numbers."""
 MOST_SAMPLES = 256
 """Amplitudes in each; more samples scale as independent ones do."""
 
@@ -66,6 +68,9 @@ def of_batch(state: State, centre: float, energy: float) -> tuple[float, float]:
     samples = state.axes.count(Role.SAMPLE)
     if samples < 2 or energy <= 0 or not math.isfinite(energy) or not all(state.shape):
         return 1.0, 0.0
+    if not EXTREME < energy < 1 / EXTREME:  # squares of energies would leave the range of numbers
+        unit = energy**-0.5
+        return of_batch(state.scaled(unit), centre * unit, 1.0)
     # Weights known by law: finitely many channels are drawn, and all samples see the same ones.
     drawn = (float(state.constant.clamp(min=0).mean()) / energy) ** 2 / (2 * max(state.axes.count(Role.CHANNEL), 1))
     scale = 4 * samples * (energy * math.prod(state.shape)) ** 2
