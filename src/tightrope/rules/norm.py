@@ -106,7 +106,7 @@ def back(gradient: State, out: State, variance: Tensor, over: Pool) -> State:
     random = _average(left.variance, over.dims)
     factor = torch.where(random > 0, held / random.clamp(min=1e-300), torch.zeros_like(held))
     parts = {name: getattr(left, name) * factor * spread for name in _PARTS}
-    if over.centred and over.counts[Role.SAMPLE] > 1 and over.counts[Role.CHANNEL] == 1:
+    if over.centred and over.counts[Role.SAMPLE] == over.size > 1:
         # It sums to zero over the batch: every two elements share minus the variance of their average.
         left_over = {name: 1 - 1 / over.independent(name) for name in parts}
         parts = {n: part / left_over[n] if left_over[n] > 0 else part * 0 for n, part in parts.items()}

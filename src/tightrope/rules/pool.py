@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tightrope.rules.elementwise import Adjoint
-from tightrope.rules.expectation import SPAN, Latent, latent, levels
+from tightrope.rules.expectation import SPAN, Latent, centre, latent, levels
 from tightrope.rules.lags import by_channel, reach, resized, trimmed, white, window_pairs
 from tightrope.rules.mixing import mixed, window_average
 from tightrope.rules.registry import Call, Gradients, rule
@@ -122,9 +122,11 @@ def max_pool(call: Call) -> State:
             mean = mean + share * chance * inner
             sample = sample + share * chance * inner.square()
     sample = (sample - mean.square()).clamp(min=0)
-    residual = (second - mean.square() - sample).clamp(min=0)
+    rest = (second - mean.square() - sample).clamp(min=0)
+    own = _own(call.input, base)  # what the means of a window's elements add to the spread is the same for all samples
+    residual, site = rest * own, rest * (1 - own)
     call.saved.update(variable=variable, won=won, x=x)
-    made = settled(State.of(call.axes[0], mean, sample=sample, residual=residual, width=x.width))
+    made = settled(State.of(call.axes[0], mean, sample=sample, site=site, residual=residual, width=x.width))
     if len(_site_dims(call)) != 2 or made.residual[0, 0].numel() > 1 or call.entry.op.startswith("adaptive"):
         return made
     if base.lags is not None:
@@ -176,14 +178,23 @@ def _(call: Call, upstream: State | list[State]) -> Gradients:
     # E[(number of windows won)^2 | value]: a winner's gradient is counted as often as it wins.
     density = (won / variable.weights.clamp(min=1e-300)).clamp(max=1e6)
     if isinstance(x.latent, Latent):
-        turned = {d: m.T / m.sum(0).clamp(min=1e-12)[:, None] for d, m in _memberships(call).items()}
-        nodes = (rate * _applied(density, turned)).sqrt()
-        made = Adjoint(x.latent, flat).state(nodes)
+        if variable is not x.latent:
+            density = _winning(call, x.latent, variable)
+        made = Adjoint(x.latent, flat).state((rate * density).sqrt())
         return {number: replace(made, axes=x.axes)}
     chance = rate
     kept = flat.second_moment * rate - (flat.mean.square() + flat.sample) * chance**2
     thin = replace(flat, mean=flat.mean * chance, sample=flat.sample * chance**2, constant=flat.constant * chance**2)
     return {number: replace(thin, site=flat.site * 0, residual=(kept - thin.constant).clamp(min=0))}
+
+
+def _winning(call: Call, element: Latent, window: Latent) -> Tensor:
+    """How much more often than on average an element wins at each of its values: the others follow its window's law."""
+    turned = {d: m.T / m.sum(0).clamp(min=1e-12)[:, None] for d, m in _memberships(call).items()}
+    mean, std = (_applied(field, turned).unsqueeze(-1) for field in centre(window.base))
+    size = sum(count * share for count, share in _sizes(call).items())
+    below: Tensor = torch.special.ndtr((element.z - mean) / std.clamp(min=1e-300))
+    return size * below ** (size - 1)
 
 
 def _site_dims(call: Call) -> list[int]:
@@ -206,9 +217,7 @@ def _even(call: Call) -> State:
     mean = _applied(base.mean, matrices)
     spread = (_applied(base.mean.square(), matrices) - mean.square()).clamp(min=0)
     near = base.map(lambda f: _applied(f, matrices))
-    near = replace(near, residual=near.residual + spread, lags=base.lags)
-    xi, weights = _applied(variable.xi, matrices), _applied(variable.weights, matrices)
-    window = replace(variable, xi=xi, weights=weights, base=near, scale=None)
+    window = latent(replace(near, residual=near.residual + spread, lags=base.lags))
     return replace(x.map(lambda f: _applied(f, matrices)), latent=window, nodes=_looked_up(variable, x.nodes, window.z))
 
 
@@ -223,6 +232,14 @@ def _looked_up(variable: Latent, values: Tensor, z: Tensor) -> Tensor:
     part = ((z - low) / (high - low).clamp(min=1e-300)).clamp(0, 1)
     made: Tensor = held[right - 1] + part * (held[right] - held[right - 1])
     return made
+
+
+def _own(x: State, window: State) -> float:
+    """Share of a window's variance that its elements have themselves."""
+    if not isinstance(x.latent, Latent):
+        return 1.0
+    total = float(window.variance.mean())
+    return min(float(x.latent.base.variance.mean()) / total, 1.0) if total > 0 else 1.0
 
 
 def _memberships(call: Call) -> dict[int, Tensor]:

@@ -49,9 +49,7 @@ class Tracer(Recorder):
         if not abstract:
             args, kwargs = tree_map(_off_meta, (args, kwargs))
             return function(*args, **kwargs)
-        meta_args, meta_kwargs = tree_map(
-            lambda x: self._stand_in(x) if self._moves(x, name) else x, (args, kwargs)
-        )
+        meta_args, meta_kwargs = tree_map(lambda x: self._stand_in(x) if self._moves(x, name) else x, (args, kwargs))
         meta_args, meta_kwargs = tree_map(_onto_meta, (meta_args, meta_kwargs))
         if name == "backward" and function is not torch.autograd.grad:
             return None  # gradients have the shapes of what they belong to
