@@ -22,6 +22,7 @@ from tightrope.rules.broadcast import reduced
 from tightrope.rules.expectation import Latent, latent, product
 from tightrope.rules.functions import BENDS, BENT, CHAINING, CURVED, DISTANCES, LINEAR, POOLING, ROOTS, STEEP, kinks
 from tightrope.rules.registry import Call, Gradients, rule
+from tightrope.rules.skewed import convolved
 from tightrope.rules.state import State
 from tightrope.tape.tape import Kind, Ref
 
@@ -301,8 +302,12 @@ def _linear(call: Call, random: list[int]) -> State:
     left, right = _operands(call)
     if op in ("add", "sub", "rsub"):
         sign = (-1.0 if op != "add" else 1.0) * float(call.argument(2, "alpha", 1.0))
-        right = right.scaled(sign) if isinstance(right, State) else right * sign
-        return _sum(left, right, axes)
+        if sign != 1.0:
+            right = right.scaled(sign) if isinstance(right, State) else right * sign
+        total = _sum(left, right, axes)
+        if isinstance(left, State) and isinstance(right, State) and _goes_on(call):
+            return convolved(total, left, right)
+        return total
     if op in ("div", "rdiv"):
         right = _reciprocal(right)
     if isinstance(left, State) and isinstance(right, State):

@@ -234,16 +234,16 @@ def latent(base: State, kinks: Sequence[float] = (), *, charted: bool = False, p
     if points is not None:
         mean, std = points.mean, points.std
     if base.amplitude is None:
-        xi, weight = _nodes(mean, std, kinks)
+        xi, weight = split_nodes(mean, std, kinks)
         return Latent(next(COUNTER), xi, weight, base, chart=points, positive=positive)
-    parts = [_nodes(mean, std, [kink / float(loud) for kink in kinks]) for loud in torch.exp(base.amplitude)]
+    parts = [split_nodes(mean, std, [kink / float(loud) for kink in kinks]) for loud in torch.exp(base.amplitude)]
     xi = torch.cat([xi for xi, _ in parts], -1)
     weight = torch.cat([weight * share for (_, weight), share in zip(parts, OMEGA, strict=True)], -1)
     scale = torch.exp(base.amplitude).repeat_interleave(xi.shape[-1] // len(OMEGA))
     return Latent(next(COUNTER), xi, weight, base, scale, points, positive)
 
 
-def _nodes(mean: Tensor, std: Tensor, kinks: Sequence[float]) -> tuple[Tensor, Tensor]:
+def split_nodes(mean: Tensor, std: Tensor, kinks: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Standard normal nodes and weights, split where mean + std xi passes a kink."""
     safe = std.clamp(min=1e-300)
     many = mean.numel() > MANY
