@@ -18,8 +18,8 @@ from tightrope.errors import InputError
 from tightrope.law import Law
 from tightrope.roles import Axes
 from tightrope.rules import fixed, numerical
+from tightrope.rules.adjoint import joined
 from tightrope.rules.attention_law import AttentionLaw, attention_laws
-from tightrope.rules.elementwise import joined
 from tightrope.rules.registry import Call, Gradients, Rule, find
 from tightrope.rules.state import State, evened
 from tightrope.rules.weights import weight_state

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tightrope.roles import Axes, Role, broadcast
+from tightrope.rules.adjoint import Adjoint
 from tightrope.rules.broadcast import reduced
-from tightrope.rules.elementwise import Adjoint
 from tightrope.rules.expectation import Latent, latent, product
 from tightrope.rules.loss import reduction, scaled_by
 from tightrope.rules.registry import Call, Gradients, rule

@@ -8,7 +8,7 @@ Operations on several independent variables are sums and products of laws.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from tightrope.roles import Axes, Role
+from tightrope.rules.adjoint import Adjoint
 from tightrope.rules.amplitude import recalled
 from tightrope.rules.band import coherent
 from tightrope.rules.broadcast import reduced
@@ -76,31 +77,6 @@ def _(call: Call, upstream: State) -> Gradients:
         else:
             found[number] = reduced(replace(made, latent=None, nodes=None), call.states[number], call.axes[0])
     return found
-
-
-@dataclass(frozen=True)
-class Adjoint:
-    """The way back from the end of a chain: derivatives at the nodes, times the gradient that reached its end."""
-
-    variable: Latent
-    upstream: State
-
-    def state(self, nodes: Tensor) -> State:
-        """The gradient whose derivative from the chain's end has these values at the nodes."""
-        upstream = replace(self.upstream, latent=None, nodes=None)
-        return replace(product(upstream, self.variable.state(nodes)), latent=self, nodes=nodes)
-
-
-def joined(left: State, right: State) -> State:
-    """The sum of two gradients of one value; ways back along one chain add up before they are squared."""
-    for one, other in ((left, right), (right, left)):
-        if one.exact and not bool(one.mean.any()):
-            return other
-    a, b = left.latent, right.latent
-    if isinstance(a, Adjoint) and isinstance(b, Adjoint) and a.variable is b.variable and a.upstream is b.upstream:
-        assert left.nodes is not None and right.nodes is not None
-        return replace(a.state(left.nodes + right.nodes), axes=left.axes)
-    return left.plus(right)
 
 
 # -- one variable --------------------------------------------------------------------------------
@@ -306,7 +282,7 @@ def _linear(call: Call, random: list[int]) -> State:
             right = right.scaled(sign) if isinstance(right, State) else right * sign
         total = _sum(left, right, axes)
         if isinstance(left, State) and isinstance(right, State) and _goes_on(call):
-            return convolved(total, left, right)
+            total, call.saved["convolved"] = convolved(total, (call.id(0, "input"), left), (call.id(1, "other"), right))
         return total
     if op in ("div", "rdiv"):
         right = _reciprocal(right)
@@ -338,6 +314,7 @@ def _reciprocal(right: State | float, power: int = 1) -> State | float:
 
 def _linear_gradients(call: Call, upstream: State, numbers: list[int]) -> Gradients:
     op, axes = call.entry.op, call.axes[0]
+    held, nodes = upstream.latent, upstream.nodes
     upstream = replace(upstream, latent=None, nodes=None)
     if op in CURVED:  # every operand is known
         slopes = _slopes_exact(call, numbers)
@@ -360,12 +337,15 @@ def _linear_gradients(call: Call, upstream: State, numbers: list[int]) -> Gradie
     if op in ("rsub", "rdiv"):
         ids.reverse()
     found: Gradients = {}
+    profile = call.saved.get("convolved")
     for number, factor in zip(ids, factors, strict=True):
         if number is None or number not in call.states:
             continue
         made = upstream.scaled(factor) if not isinstance(factor, State) else product(upstream, factor)
         state = reduced(replace(made, axes=axes), call.states[number], axes)
         found[number] = state if number not in found else found[number].plus(state)
+        if profile is not None and profile.number == number and isinstance(held, Adjoint):
+            found[number] = replace(profile.gradient(held, nodes), axes=call.states[number].axes)
     return found
 
 

@@ -76,9 +76,10 @@ class Latent:
 
     def expect(self, values: Tensor) -> Tensor:
         """E of a function given by its values at the nodes, for each element of the law."""
-        return self._filled(self._mean(values))
+        return self._filled(self.weighted(values))
 
-    def _mean(self, values: Tensor) -> Tensor:
+    def weighted(self, values: Tensor) -> Tensor:
+        """E of a function, for each set of nodes: an element of the law, or a point of its chart."""
         return (values * self.weights).sum(-1)
 
     def _filled(self, values: Tensor) -> Tensor:
@@ -91,8 +92,8 @@ class Latent:
         The covariance of f(z) and f(z') with correlation rho is sum_j h_j^2 rho^j over the Hermite
         coefficients h_j = E[f(mean + std xi) He_j(xi)] / sqrt(j!).
         """
-        inner = self._mean(values)
-        spread = self._mean((values - inner.unsqueeze(-1)).square())
+        inner = self.weighted(values)
+        spread = self.weighted((values - inner.unsqueeze(-1)).square())
         mean, total = self._filled(torch.stack([inner, spread], -1)).unbind(-1)
         total = total.clamp(min=0)
         shared = levels(self.base)
@@ -202,7 +203,7 @@ class Latent:
         """h_j for j = 1 ... terms."""
         previous, current = torch.ones_like(self.xi), self.xi
         for j in range(1, terms + 1):
-            yield self._mean(values * current)
+            yield self.weighted(values * current)
             previous, current = current, (self.xi * current - math.sqrt(j) * previous) / math.sqrt(j + 1)
 
 

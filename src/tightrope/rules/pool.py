@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightrope.rules.elementwise import Adjoint
+from tightrope.rules.adjoint import Adjoint
 from tightrope.rules.expectation import SPAN, Latent, centre, latent, levels
 from tightrope.rules.lags import by_channel, reach, resized, trimmed, white, window_pairs
 from tightrope.rules.mixing import mixed, window_average
