@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from tightrope import Comparison, Forecast, Measurement
 from tightrope.check import study
-from tightrope.study import Models, Optimizers, Study
+from tightrope.study import History, Models, Optimizers, Study
 from tightrope.tape import Tape
 
 
@@ -53,3 +55,9 @@ def test_wrappers_are_looked_through() -> None:
 
 def example_optimizers() -> Optimizers:
     return Optimizers((torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1),))
+
+
+def test_what_is_not_known_yet_is_none(example: Study) -> None:
+    assert example.give(History) is None
+    known = History({1: (0.5,)}, (), 1)
+    assert replace(example, history=known).give(History) is known

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tightrope.checks.registry import all_checks
+from tightrope.checks.registry import STAGES, all_checks
 from tightrope.finding import Finding
 from tightrope.remedies.registry import prescribe
 from tightrope.study import Study
 
 
-def diagnose(studies: Sequence[Study], only: Sequence[str] | None = None) -> list[Finding]:
+def diagnose(studies: Sequence[Study], stages: Sequence[str] = STAGES) -> list[Finding]:
     """Findings over all studied steps, causes first, worst first, each once.
 
     Args:
         studies: the recorded steps, oldest first.
-        only: names of the checks to run; all when None.
+        stages: of the checks to run; a check whose evidence the study does not have finds nothing.
     """
-    checks = [check for check in all_checks().values() if only is None or check.name in only]
+    checks = [check for check in all_checks().values() if check.stage in stages]
     found: dict[tuple[str, str], Finding] = {}
     for study in studies:
         for check in checks:

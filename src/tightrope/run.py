@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tightrope.diagnose import merge
 from tightrope.errors import InputError
@@ -73,19 +74,41 @@ def run(
         raise InputError(f"repair {target} while it trains", found, "Use --fix in one process, or change the source")
     if rank:  # the first process speaks for all
         return Run((run_module if module else run_script)(target, arguments), None)
-    begin = time.perf_counter()
-    watcher = Watcher(frozenset(record), fix, say)
-    with remember_construction(), watcher:
-        outcome = (run_module if module else run_script)(target, arguments)
-        watcher.finish(ended_badly=outcome.error is not None)
     name = target if module else os.path.basename(target)
+    command = " ".join(["tightrope run", *(["-m"] if module else []), target, *arguments])
+    body = partial(run_module if module else run_script, target, arguments)
+    return _watched(body, Watcher(frozenset(record), fix, say), name, command)
+
+
+def rehearse(train: Callable[[], None], *, record: Iterable[int] = RECORD, fix: bool = False) -> Run:
+    """Watch a training loop that is a function, as `run` watches a script; what it raises is raised.
+
+    Args:
+        train: builds its model and data and makes its steps.
+        record, fix: as for `run`.
+
+    Raises:
+        InputError: no step of it could be recorded.
+    """
+
+    def body() -> Outcome:
+        train()
+        return Outcome()
+
+    return _watched(body, Watcher(frozenset(record), fix), getattr(train, "__name__", "train"), "")
+
+
+def _watched(body: Callable[[], Outcome], watcher: Watcher, name: str, command: str) -> Run:
+    begin = time.perf_counter()
+    with remember_construction(), watcher:
+        outcome = body()
+        watcher.finish(ended_badly=outcome.error is not None)
     if not watcher.passes:
         _explain(name, watcher, outcome)
         return Run(outcome, None)
     if outcome.error is not None:
         watcher.notes.append(f"The script ended with {outcome.error}, after {watcher.steps} steps.")
     watcher.notes += watcher.repair.failed
-    command = " ".join(["tightrope run", *(["-m"] if module else []), target, *arguments])
     before, after = _parted(watcher)
 
     def report(passes: Sequence[Pass]) -> Report:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,8 +47,28 @@ class Optimizers:
 
 
 @dataclass(frozen=True)
+class History:
+    """What is known of a run when a step of it is judged.
+
+    Attributes:
+        losses: the losses of each step that ended or is under way, by its number; a step may have several backward
+            passes. Losses on other devices than the CPU are missing here and there.
+        earlier: the studies of the passes that were recorded before, oldest first.
+        steps: number of steps that have ended.
+        ended: whether the run has ended.
+    """
+
+    losses: dict[int, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    earlier: tuple[Study, ...] = field(default=(), repr=False)
+    steps: int = 0
+    ended: bool = False
+
+
+@dataclass(frozen=True)
 class Study:
     """One recorded step: its tape, what was predicted, what was measured, and the live objects.
+
+    A check asks for its parts by annotation, and is not asked where one of them is None.
 
     Attributes:
         tape: the step's calls.
@@ -55,6 +77,7 @@ class Study:
         comparison: one beside the other.
         models, optimizers: the live objects.
         step: number of the training step (1 is the first).
+        history: the run that the step belongs to, from the step's update on; None before it and without a run.
     """
 
     tape: Tape
@@ -64,6 +87,7 @@ class Study:
     models: Models = Models()
     optimizers: Optimizers = Optimizers()
     step: int = 1
+    history: History | None = None
 
     @classmethod
     def of(cls, forecast: Forecast, measurement: Measurement, **objects: Any) -> Study:
@@ -71,6 +95,17 @@ class Study:
         return cls(measurement.tape, forecast, measurement, compare(forecast, measurement), **objects)
 
     def give(self, kind: type) -> Any:
-        """The part of the study that has this type: how a check's annotations are served."""
+        """The part of the study that has this type, None when it is not known: serves a check's annotations.
+
+        Raises:
+            KeyError: a study has no part of this type.
+        """
         parts = {type(self): self, **{type(part): part for part in self.__dict__.values()}}
-        return parts[kind]
+        return parts[kind] if kind in parts or kind not in _optional() else None
+
+
+@cache
+def _optional() -> frozenset[type]:
+    """Types of the parts that a study may lack."""
+    hints = [typing.get_args(hint) for hint in typing.get_type_hints(Study).values()]
+    return frozenset(kind for kinds in hints if type(None) in kinds for kind in kinds)

@@ -1,4 +1,4 @@
-"""What is examined: a model, and where there are any its data, loss and optimizer."""
+"""What is examined: a model with its data, loss and optimizer where there are any, or a whole training loop."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ class Subject:
     optimizer: torch.optim.Optimizer | None = None
 
 
+@dataclass(frozen=True)
+class Program:
+    """A training loop, for what only a run shows.
+
+    Attributes:
+        train: builds its model and data and makes its steps.
+    """
+
+    train: Callable[[], None]
+
+
 def first_batch(data: Any) -> Any:
     """The batch itself, or the first one of a loader.
 
@@ -60,4 +71,4 @@ def split(batch: Any, loss: Callable[..., Tensor] | None) -> tuple[Any, Callable
     return inputs, with_target
 
 
-__all__ = ["Subject", "first_batch", "split"]
+__all__ = ["Program", "Subject", "first_batch", "split"]

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +23,7 @@ from tightrope.isolation import raised_at, undisturbed
 from tightrope.measure.measurement import Meter
 from tightrope.predict import forecast
 from tightrope.repair import Repair
-from tightrope.study import Models, Optimizers, Study
+from tightrope.study import History, Models, Optimizers, Study
 from tightrope.tape import stack
 from tightrope.tape.recorder import Recorder
 from tightrope.tape.steps import Steps
@@ -84,6 +84,7 @@ class Watcher:
         self._since = 0  # passes studied before the last update
         self._considered = 0
         self._repairs: list[int] = []  # steps whose update was replaced by remedies
+        self._losses: dict[int, tuple[float, ...]] = {}
 
     def __enter__(self) -> Watcher:
         _watching.add(self)
@@ -153,6 +154,8 @@ class Watcher:
             self._begin()
 
     def on_loss(self, value: float) -> None:
+        number = self.steps + 1
+        self._losses[number] = (*self._losses.get(number, ()), value)
         if math.isfinite(value) or self._alarm or self._recorder is not None:
             return
         self._alarm = True
@@ -204,6 +207,7 @@ class Watcher:
         if self._eager is not None:
             self._eager.__exit__(None, None, None)
             self._eager = None
+        self._judge_run()
         self._announce()
 
     def _tidy(self) -> None:
@@ -232,12 +236,35 @@ class Watcher:
             models=Models({modules.paths[root]: root for root in modules.roots}),
             optimizers=Optimizers(tuple(self.clock.optimizers)), step=self.steps + 1,
         )  # fmt: skip
-        # A step that was spent on remedies trained nothing: the one after it is the first again.
-        findings = diagnose([replace(study, step=study.step - len(self._repairs))])
-        found = Pass(study, tuple(replace(finding, step=study.step) for finding in findings))
+        found = Pass(study, self._findings(study, ("graph", "batch")))
         study.forecast.states.clear()  # large, and of no use once the step is judged
         self.seconds += time.perf_counter() - begin
         return found
+
+    def _findings(self, study: Study, stages: Sequence[str]) -> tuple[Finding, ...]:
+        # A step that was spent on remedies trained nothing: the one after it is the first again.
+        findings = diagnose([replace(study, step=study.step - len(self._repairs))], stages)
+        return tuple(replace(finding, step=study.step) for finding in findings)
+
+    def _judge_run(self, *, ended: bool = False) -> None:
+        """Judge what the updates of the last step, or the whole run, have shown."""
+        begin = time.perf_counter()
+        numbers = [n for n, p in enumerate(self.passes) if ended or p.study.step == self.steps]
+        for n in numbers[-1:] if ended else numbers:
+            earlier = tuple(p.study for p in self.passes[:n])
+            history = History(dict(self._losses), earlier, self.steps, ended)
+            study = replace(self.passes[n].study, history=history)
+            with self._aside(), undisturbed():
+                self.passes[n] = Pass(self.passes[n].study, self.passes[n].findings + self._findings(study, ("run",)))
+        self.seconds += time.perf_counter() - begin
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """A failure inside observation is told once and does not stop training."""
+        try:
+            yield
+        except Exception as error:
+            self._step_aside(error)
 
     def _own_loss(self, tape: Tape, loss: float | None) -> float | None:
         """The script's loss, without the factor of a gradient scaler."""
@@ -268,8 +295,12 @@ class Watcher:
     def finish(self, ended_badly: bool) -> None:
         """The script has ended: a step that it left half done is studied as far as it went."""
         recorder = self._recorder
-        if recorder is None or self.failure is not None:
-            return
+        if recorder is not None and self.failure is None:
+            self._study_unfinished(recorder, ended_badly)
+        if self.passes and self.failure is None:
+            self._judge_run(ended=True)
+
+    def _study_unfinished(self, recorder: Recorder, ended_badly: bool) -> None:
         tape = recorder.tape
         unfinished = not any(p.study.step == self.steps + 1 for p in self.passes)
         if unfinished and tape.entries and (ended_badly or not self.passes):

@@ -9,17 +9,21 @@ from tightrope.check import study
 from tightrope.checks.registry import SECTIONS, Check, all_checks
 from tightrope.diagnose import diagnose
 from tightrope.finding import Finding, Severity
-from tightrope.study import Study
-from tightrope.subject import Subject
+from tightrope.run import rehearse
+from tightrope.subject import Program, Subject
 
 CHECKS = list(all_checks().values())
 CURES = [(check, name) for check in CHECKS for name in check.remedies]
 
 
-def studied(subject: Subject) -> Study:
-    """One step of a check's example."""
+def diagnosed(example: Subject | Program) -> list[Finding]:
+    """What all checks say of one step of an example, or of the steps that it makes itself."""
     torch.manual_seed(1)
-    return study(subject.model, subject.data, loss=subject.loss, optimizer=subject.optimizer)
+    if isinstance(example, Program):
+        report = rehearse(example.train).report
+        assert report is not None
+        return list(report.findings)
+    return diagnose([study(example.model, example.data, loss=example.loss, optimizer=example.optimizer)])
 
 
 def named(findings: list[Finding], check: Check) -> list[Finding]:
@@ -35,7 +39,7 @@ def test_page_is_complete(check: Check) -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_fires_and_the_cause_stands_on_top(check: Check) -> None:
-    findings = diagnose([studied(check.module.sick())])
+    findings = diagnosed(check.module.sick())
     own = named(findings, check)
     assert own
     top = findings[0]
@@ -46,7 +50,7 @@ def test_fires_and_the_cause_stands_on_top(check: Check) -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_all_are_silent_on_the_healthy_twin(check: Check) -> None:
-    findings = diagnose([studied(check.module.healthy())])
+    findings = diagnosed(check.module.healthy())
     assert not named(findings, check)
     assert [f.check for f in findings if f.severity is not Severity.ADVICE] == []
 
@@ -54,19 +58,25 @@ def test_all_are_silent_on_the_healthy_twin(check: Check) -> None:
 @pytest.mark.parametrize(("check", "name"), CURES, ids=lambda x: x if isinstance(x, str) else x.name)
 def test_remedy_cures(check: Check, name: str) -> None:
     subject = check.module.sick()
-    own = named(diagnose([studied(subject)]), check)
+    own = named(diagnosed(subject), check)
     remedies = [remedy for finding in own for remedy in finding.remedies if remedy.name == name]
     acting = [remedy for remedy in remedies if remedy.action is not None]
     if not acting:  # a remedy in words, or for another form of the fault: it must say what to change
         assert all(remedy.patch and remedy.cost for remedy in remedies)
         return
+    if isinstance(subject, Program):
+        cured = rehearse(subject.train, fix=True)
+        assert any(remedy.name == name for _, remedy in cured.applied)
+        assert cured.after is not None
+        assert not named(list(cured.after.findings), check)
+        return
     for remedy in acting:
         remedy.apply()
-    assert not named(diagnose([studied(subject)]), check)
+    assert not named(diagnosed(subject), check)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_a_remedy_that_acts_stands_first(check: Check) -> None:
-    own = named(diagnose([studied(check.module.sick())]), check)
+    own = named(diagnosed(check.module.sick()), check)
     assert own[0].remedy is not None
     assert own[0].remedy.patch

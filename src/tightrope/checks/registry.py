@@ -26,6 +26,8 @@ from tightrope.errors import InputError, RegistryError
 from tightrope.finding import Finding
 from tightrope.study import Study
 
+STAGES = ("graph", "batch", "run")
+"""When a check can be judged: before data, on one batch, over updates."""
 SECTIONS = ("Law", "Evidence", "Verdict", "Remedy", "Limits", "References")
 
 
@@ -52,10 +54,11 @@ class Check:
     module: ModuleType
 
     def judge(self, study: Study) -> list[Finding]:
-        """Findings of this check on a study."""
+        """Findings of this check on a study; none where a part that it reads is not known."""
         function: Callable[..., Iterable[Finding]] = self.module.judge
         hints = typing.get_type_hints(function)
-        return list(function(**{p: study.give(hints[p]) for p in inspect.signature(function).parameters}))
+        parts = {p: study.give(hints[p]) for p in inspect.signature(function).parameters}
+        return [] if None in parts.values() else list(function(**parts))
 
 
 @cache
