@@ -71,6 +71,29 @@ def is_weighted(tape: Tape, entry: Entry) -> bool:
     return entry.op in CONTRACTIONS and any(True for _ in matrices)
 
 
+def learned(tape: Tape) -> frozenset[int]:
+    """Ids of the values that depend on a parameter; all others are data, or fixed."""
+    found = {value.id for value in tape.value_of(Kind.PARAMETER)}
+    for entry in tape.entries:
+        if found.intersection(entry.inputs):
+            found.update(entry.outputs)
+    return frozenset(found)
+
+
+def feeds_weight(tape: Tape, number: int) -> bool:
+    """Whether some weight reads what comes of a value, whatever stands between."""
+    seen: set[int] = set()
+    waiting = [number]
+    while waiting:
+        for entry in tape.readers.get(waiting.pop(), []):
+            if entry.index not in seen:
+                seen.add(entry.index)
+                if is_weighted(tape, entry):
+                    return True
+                waiting.extend(entry.outputs)
+    return False
+
+
 def is_hidden(tape: Tape, number: int) -> bool:
     """Whether some weight reads a value (past views, dropout and joins): it is no output and no gate."""
     through = VIEWS | CHANCE | JOINS | NORMS | {"add", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
@@ -83,8 +106,10 @@ __all__ = [
     "JOINS",
     "NORMS",
     "VIEWS",
+    "feeds_weight",
     "is_hidden",
     "is_weighted",
+    "learned",
     "origin",
     "producers",
     "reads",

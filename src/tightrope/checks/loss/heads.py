@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tightrope.checks.trace import VIEWS, origin, producers
-from tightrope.tape.tape import Entry, Kind, Ref, Tape
+from tightrope.checks.loss.written import Written, written
+from tightrope.checks.trace import VIEWS, learned, origin, producers
+from tightrope.tape.tape import Entry, Ref, Tape
 
 NAMED = {
     "cross_entropy": "cross_entropy", "nll_loss": "nll", "binary_cross_entropy_with_logits": "bce_logits",
     "binary_cross_entropy": "bce", "mse_loss": "mse", "l1_loss": "l1", "smooth_l1_loss": "l1", "huber_loss": "l1",
+    "kl_div": "kl", "soft_margin_loss": "hinge", "poisson_nll_loss": "poisson",
 }  # fmt: skip
 
 
@@ -19,8 +21,10 @@ class LossTerm:
     """One loss on the tape.
 
     Attributes:
-        kind: `cross_entropy`, `nll`, `bce_logits`, `bce`, `mse` or `l1`.
-        entry: the call.
+        kind: `cross_entropy`, `nll`, `bce_logits`, `bce`, `mse`, `l1`, `kl`, `hinge`, `poisson`, `gaussian` (a squared
+            error over a learned variance), `soft` (a sum of target times log-probability), `likelihood` (the logarithm
+            of the probability that was picked).
+        entry: the call; of a loss that is written out, its mean or sum.
         scores: id of what it is computed from.
         target: id of the target; None when it is no tensor of the tape.
     """
@@ -32,31 +36,25 @@ class LossTerm:
 
 
 def loss_terms(tape: Tape) -> Iterator[LossTerm]:
-    """All losses that a tape computes, by name or as a mean of squared differences."""
+    """All losses that a tape computes, by name or written out."""
     made = producers(tape)
+    depends = learned(tape)
     for entry in tape.entries:
         if entry.op in NAMED:
             first, second = entry.argument(0, "input"), entry.argument(1, "target")
             if isinstance(first, Ref):
                 yield LossTerm(NAMED[entry.op], entry, first.id, second.id if isinstance(second, Ref) else None)
-        elif entry.op == "mean" and not tape.values[entry.outputs[0]].shape:
-            yield from _squared(tape, made, entry)
-
-
-def _squared(tape: Tape, made: dict[int, Entry], entry: Entry) -> Iterator[LossTerm]:
-    """mean((a - b) ** 2), with one of both from outside."""
-    power = made.get(origin(made, entry.inputs[0]))
-    if power is None or not (power.op == "square" or (power.op == "pow" and power.argument(1, "exponent") == 2)):
-        return
-    difference = made.get(origin(made, power.inputs[0]))
-    if difference is None or difference.op not in ("sub", "rsub") or len(difference.inputs) != 2:
-        return
-    outside = [i for i in difference.inputs if tape.values[origin(made, i)].kind in (Kind.INPUT, Kind.KNOWN)]
-    inside = [i for i in difference.inputs if i not in outside]
-    if len(outside) == 1 and len(inside) == 1:
-        yield LossTerm("mse", entry, inside[0], outside[0])
+        elif entry.op in ("mean", "sum") and not tape.values[entry.outputs[0]].shape:
+            seen: set[Written] = set()
+            for term in written(tape, made, depends, entry.inputs[0]):
+                if term not in seen:
+                    seen.add(term)
+                    yield LossTerm(term.kind, entry, term.scores, term.target)
 
 
 def maker(tape: Tape, made: dict[int, Entry], number: int) -> Entry | None:
     """The call that made scores, past views."""
     return made.get(origin(made, number, VIEWS))
+
+
+__all__ = ["NAMED", "LossTerm", "loss_terms", "maker"]
