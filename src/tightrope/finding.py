@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from tightrope.edit import Edit
+
 
 class Severity(Enum):
     """How bad a finding is; `rank` orders them, worst first."""
@@ -68,6 +70,7 @@ class Remedy:
         patch: the lines to change, as a user would write them.
         cost: what it costs (accuracy, time, compatibility), in one clause.
         safety: whether it may be applied unasked.
+        edit: the change of the user's source, where it is one expression on a known line.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Remedy:
     cost: str
     safety: Safety
     action: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    edit: Edit | None = None
 
     def apply(self) -> None:
         """Carry the change out in memory.
@@ -89,11 +93,26 @@ class Remedy:
             raise InputError(f"apply {self.name}", "it has no live model to act on", f"Change the source: {self.patch}")
         self.action()
 
+    @property
+    def change(self) -> list[str]:
+        """The lines to change: what is taken away and what takes its place, else the patch."""
+        if self.edit is None:
+            return [line for line in self.patch.splitlines() if line.strip()]
+        removed = [f"- {line}" for line in self.edit.before.splitlines()]
+        return removed + [f"+ {line}" for line in self.edit.after.splitlines()]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "name": self.name, "title": self.title, "patch": self.patch, "cost": self.cost, "safety": self.safety.value,
+            "edit": self.edit.to_dict() if self.edit else None,
         }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Remedy:
+        """Rebuild from plain data; the action is lost."""
+        edit = Edit.from_dict(data["edit"]) if data.get("edit") else None
+        return cls(**{**data, "safety": Safety(data["safety"]), "edit": edit})
 
 
 @dataclass(frozen=True)
@@ -147,7 +166,7 @@ class Finding:
         fields = dict(data)
         fields["severity"] = Severity(data["severity"])
         fields["evidence"] = tuple(Evidence.from_dict(item) for item in data["evidence"])
-        fields["remedies"] = tuple(Remedy(**{**item, "safety": Safety(item["safety"])}) for item in data["remedies"])
+        fields["remedies"] = tuple(Remedy.from_dict(item) for item in data["remedies"])
         for name in ("cause_of", "modules"):
             fields[name] = tuple(data[name])
         return cls(**fields)

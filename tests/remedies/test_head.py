@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tightrope.check import study
 from tightrope.checks.registry import get
+from tightrope.factory import check_factory
 from tightrope.finding import Finding, Safety
 from tightrope.remedies.registry import prescribe
 from tightrope.subject import Subject
@@ -45,6 +47,45 @@ def test_a_loss_that_fits_is_named() -> None:
     (remedy,) = prescribe(made, finding, ["remove-softmax"])
     assert "cross_entropy" in remedy.patch
     assert remedy.safety is Safety.REVIEW
+
+
+SCRIPT = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(16, 10)
+        LAST
+
+    def forward(self, x):
+        return CALL
+
+def build():
+    return Net(), (torch.randn(64, 16), torch.arange(64) % 10), LOSS
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "call", "loss", "line", "after"),
+    [
+        ("self.last = nn.Softmax(dim=1)", "self.last(self.body(x))", "F.cross_entropy", 9, "nn.Identity()"),
+        ("self.last = nn.Softmax(dim=1)", "self.last(self.body(x))", "F.nll_loss", 9, "nn.LogSoftmax(dim=1)"),
+        ("", "F.softmax(self.body(x), dim=1)", "F.cross_entropy", 12, "self.body(x)"),
+        ("", "self.body(x).softmax(1)", "F.cross_entropy", 12, "self.body(x)"),
+        ("", "torch.softmax(self.body(x), -1)", "nn.NLLLoss()", 12, "torch.log_softmax(self.body(x), -1)"),
+    ],
+)
+def test_the_source_is_edited(tmp_path: Path, last: str, call: str, loss: str, line: int, after: str) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT.replace("LAST", last or "pass").replace("CALL", call).replace("LOSS", loss))
+    report = check_factory(f"{path}:build")
+    (finding,) = (f for f in report.findings if f.check == "double-softmax")
+    assert finding.location.endswith(f"train.py:{line}")
+    assert finding.remedy is not None and finding.remedy.edit is not None
+    assert finding.remedy.edit.after == after
 
 
 def test_the_head_is_scaled(cure: Cure) -> None:

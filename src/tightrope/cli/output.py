@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tightrope.edit import diff
 from tightrope.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from tightrope.report.model import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def diff_option(function: F) -> F:
+    """`--diff`."""
+    text = "Write the applied changes of the source as a unified diff."
+    return click.option("--diff", "diff_file", metavar="FILE", help=text)(function)
 
 
 def report_options(function: F) -> F:
@@ -51,15 +58,21 @@ def save(file: str, text: str) -> None:
         raise InputError(f"write {file}", str(error.strerror), "Name a file in a folder that exists") from error
 
 
-def changes(applied: Sequence[tuple[Finding, Remedy]], stream: IO[str]) -> None:
-    """Print the lines that make the applied remedies permanent."""
+def changes(applied: Sequence[tuple[Finding, Remedy]], stream: IO[str], file: str | None = None) -> None:
+    """Print the lines that make the applied remedies permanent; write those that are edits as a diff to a file."""
     print("applied in memory; to keep it, change:" if applied else "no safe remedy to apply", file=stream)
     once: dict[tuple[str, str], tuple[Finding, Remedy]] = {}
     for finding, remedy in applied:
         once.setdefault((remedy.name, remedy.patch), (finding, remedy))
     for finding, remedy in once.values():
         print(f"\n  {finding.check}: {remedy.title}  [{finding.location or 'the script'}]", file=stream)
-        print("\n".join(f"    {line}" for line in remedy.patch.splitlines()), file=stream)
+        print("\n".join(f"    {line}" for line in remedy.change), file=stream)
+    if file:
+        edits = [remedy.edit for _, remedy in once.values() if remedy.edit is not None]
+        save(file, diff(edits))
+        rest = len(once) - len(edits)
+        more = f"; {rest} of {len(once)} changes are in words, above" if rest else ""
+        print(f"\n  {file}: apply with git apply -p0 {file}{more}", file=stream)
 
 
 def say(line: str) -> None:

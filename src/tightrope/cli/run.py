@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from tightrope.cli.output import changes, report_options, say, write
+from tightrope.cli.output import changes, diff_option, report_options, say, write
 
 
 def steps(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -24,12 +24,13 @@ def steps(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[i
 @click.option("-m", "module", is_flag=True, help="TARGET is a module, as for `python -m`.")
 @click.option("--record", callback=steps, default="1,10,100", show_default=True, metavar="STEPS", help="Which steps.")
 @click.option("--fix", is_flag=True, help="Apply the safe remedies in memory at the first recorded step.")
+@diff_option
 @report_options
 @click.argument("target")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
     module: bool, record: tuple[int, ...], fix: bool, target: str, arguments: tuple[str, ...],
-    style: str, html: str | None, json_file: str | None,
+    style: str, html: str | None, json_file: str | None, diff_file: str | None,
 ) -> int:  # fmt: skip
     """Run the training script TARGET with its own ARGUMENTS, not a line of it changed.
 
@@ -37,6 +38,8 @@ def command(
     """
     from tightrope.run import run
 
+    if diff_file and not fix:
+        raise click.UsageError("--diff writes what --fix applies: pass both")
     result = run(target, arguments, module=module, record=record, fix=fix, say=say)
     sys.stdout.flush()
     report = result.after or result.report
@@ -47,5 +50,5 @@ def command(
     if report is not None:
         write(report, style=style, html=html, json_file=json_file, stream=sys.stderr)
     if fix and result.report is not None:
-        changes(result.applied, sys.stderr)
+        changes(result.applied, sys.stderr, diff_file)
     return result.code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from tightrope.edit import rewrite_call, sibling
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.live import replacing
 from tightrope.remedies.registry import remedy
@@ -11,6 +12,9 @@ from tightrope.study import Study
 
 SLOPE = 0.1
 """Of the negative side: a dead unit gets a tenth of the gradient of a living one, enough to come back."""
+
+RECTIFIERS = ("ReLU", "ReLU6", "Hardtanh", "Threshold")
+BOUNDED = ("Sigmoid", "Tanh", "Softsign", "Hardsigmoid", "Hardtanh")
 
 
 @remedy("leaky-activation")
@@ -20,6 +24,7 @@ def leaky_activation(study: Study, finding: Finding) -> Remedy | None:
         "leaky-activation", f"Give the rectifier of {finding.module or 'the model'} a slope of {SLOPE} below zero",
         f"torch.nn.LeakyReLU({SLOPE})", "outputs are no longer sparse; trained weights must be tuned again",
         Safety.REVIEW, replacing(study, finding.module, _leaky),
+        rewrite_call(finding.location, RECTIFIERS, lambda name, *_: f"{sibling(name, 'LeakyReLU')}({SLOPE})"),
     )  # fmt: skip
 
 
@@ -30,6 +35,7 @@ def swap_activation(study: Study, finding: Finding) -> Remedy | None:
         "swap-activation", f"Use an activation without flat ends in {finding.module or 'the model'}", "torch.nn.GELU()",
         "outputs are no longer bounded; trained weights must be tuned again", Safety.REVIEW,
         replacing(study, finding.module, _open),
+        rewrite_call(finding.location, BOUNDED, lambda name, *_: f"{sibling(name, 'GELU')}()"),
     )  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from tightrope.checks.loss.heads import LossTerm, loss_terms
 from tightrope.checks.trace import CHANCE, VIEWS, origin, producers, weight_of
+from tightrope.edit import Edit, call, is_function, rewrite_call, sibling
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.live import parameter, replacing
 from tightrope.remedies.registry import remedy
@@ -37,7 +38,28 @@ def remove_softmax(study: Study, finding: Finding) -> Remedy | None:
         dim = getattr(module, "dim", -1)
         action = action and replacing(study, finding.module, lambda _: nn.LogSoftmax(dim))
     cost = "probabilities at inference are then torch.softmax(scores, -1)"
-    return Remedy("remove-softmax", title, patch, cost, Safety.SAFE if action else Safety.REVIEW, action)
+    edit = _scores_instead(finding.location, entry, likelihood)
+    return Remedy("remove-softmax", title, patch, cost, Safety.SAFE if action else Safety.REVIEW, action, edit)
+
+
+def _scores_instead(location: str, entry: Entry, likelihood: bool) -> Edit | None:
+    """The source without the activation: of the module that was built on the line, or of the call itself."""
+
+    def rewrite(name: str, arguments: Sequence[str], keywords: dict[str, str]) -> str:
+        leaf = name.rpartition(".")[2]
+        if entry.op == "nll_loss":
+            return call(
+                sibling(name, "CrossEntropyLoss" if leaf == "NLLLoss" else "cross_entropy"), arguments, keywords
+            )
+        if likelihood:
+            return call(sibling(name, "LogSoftmax" if leaf == "Softmax" else "log_softmax"), arguments, keywords)
+        if leaf[:1].isupper():
+            return sibling(name, "Identity") + "()"
+        return arguments[0] if is_function(name) and arguments else name.rpartition(".")[0] or name
+
+    if entry.op == "nll_loss":
+        return rewrite_call(location, ("NLLLoss", "nll_loss"), rewrite)
+    return rewrite_call(location, ("Softmax", "LogSoftmax", "Sigmoid", "Softmax2d", entry.op), rewrite)
 
 
 @remedy("scale-head")

@@ -202,7 +202,7 @@ def _finding(group: story.Group, names: int, width: int) -> list[Text]:
 
 def _remedy(remedy: Remedy, indent: str, width: int) -> list[Text]:
     """A one-line patch as it is; a longer one under its title, three lines of it at most."""
-    patch = [line for line in remedy.patch.splitlines() if line.strip()]
+    patch = remedy.change
     label = f"remedy ({remedy.safety.value})  "
     if len(patch) == 1 and len(patch[0]) <= width - len(indent) - len(label):
         return [Text.assemble(indent, (label, "green"), patch[0])]

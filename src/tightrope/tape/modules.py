@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from tightrope.tape.source import Location, locate
+from tightrope.tape.source import Location, is_library, locate
 from tightrope.tape.tape import ModuleInfo
 
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and DataParallel; torch.compile
@@ -188,7 +188,9 @@ class ModuleStack:
         self.stack.append(module)
         path = self.paths[module]
         if path not in self.info or type(module).__name__ not in ("OptimizedModule", "DistributedDataParallel"):
-            self.info[path] = ModuleInfo(type(module).__name__, built(module), module.training)
+            self.info[path] = ModuleInfo(
+                type(module).__name__, built(module), module.training, is_library(type(module))
+            )
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._idle is not None:

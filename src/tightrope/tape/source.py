@@ -52,6 +52,12 @@ def _rank(file: str) -> int:
     return 1 if path.startswith(_LIBRARIES) else 2
 
 
+def is_library(kind: type) -> bool:
+    """Whether a class is defined in a library rather than in the user's own code."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return file is not None and _rank(file) < 2
+
+
 def locate(frame: FrameType | None = None, skip: object = None) -> Location:
     """The innermost line of the user's own code on the stack; else the innermost of a library's.
 

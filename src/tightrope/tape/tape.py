@@ -103,11 +103,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """What the tape knows of a module: its class, where it was built, its mode."""
+    """What the tape knows of a module: its class, where it was built, its mode, whether its code is a library's."""
 
     type: str
     built: Location | None
     training: bool
+    library: bool = True
 
 
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -217,6 +218,6 @@ class Tape:
         return made
 
     def location(self, entry: Entry) -> Location:
-        """The line a user would change: where the entry's module was built, else where the call stands."""
+        """The line a user would change: where a library's module was built, else where the call stands."""
         info = self.modules.get(entry.module)
-        return info.built if info and info.built else entry.location
+        return info.built if info and info.built and info.library else entry.location
