@@ -120,7 +120,7 @@ def test_a_small_batch_is_no_evidence(judge: Judge) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize(("scale", "count"), [(1.0, 0), (5.0, 0), (1e3, 1)])
 def test_targets(judge: Judge, loss: Callable[..., Tensor], scale: float, count: int) -> None:
-    found = judge("loss-at-init", body(out=1), (torch.randn(64, 16), scale * torch.randn(64, 1)), loss)
+    found = judge("unscaled-target", body(out=1), (torch.randn(64, 16), scale * torch.randn(64, 1)), loss)
     assert len(found) == count
     assert all("target" in f.summary for f in found)
 

@@ -6,10 +6,11 @@ Law       scores that carry no information should say so: cross-entropy starts a
 Evidence  the first recorded loss beside ln K or ln 2, with the standard error that the batch leaves; the scores'
           standard deviation; for a squared error the rms of output and target.
 Verdict   excess above 2 nats `warning`, above 10 `fault`, when it exceeds three standard errors; for a squared or
-          absolute error an output of rms above 5, or a target of rms above 30, five times the other one, `warning`.
-Remedy    scale the last layer down (`scale-head`); standardise the target of a squared error.
-Limits    only the first step is judged, and only a loss that is too high: a trained model starts low and rightly so. A
-          loss with class weights or a sum over the batch has no such level and is passed over.
+          absolute error an output of rms above 5, and five times the target's, `warning`.
+Remedy    scale the last layer down (`scale-head`).
+Limits    a target that is too large is `unscaled-target`. Only the first step is judged, and only a loss that is too
+          high: a trained model starts low and rightly so. A loss with class weights or a sum over the batch has no such
+          level and is passed over.
 References  Karpathy (2019), A recipe for training neural networks; Zhang, Dauphin, Ma (2019), Fixup initialization,
           ICLR.
 """
@@ -31,12 +32,11 @@ from tightrope.subject import Subject
 
 STAGE = "batch"
 EXPLAINS = ("learning-rate-too-high",)
-REMEDIES = ("scale-head", "standardize-target")
+REMEDIES = ("scale-head",)
 
 WARNING, FAULT = 2.0, 10.0  # nats above ln K: logit std 2 and 4.5; library models at their default start below 1
 ERRORS = 3.0  # standard errors
 LARGE_OUTPUT = 5.0  # rms; library models at their default start below 2
-LARGE_TARGET = 30.0  # rms; trials: healthy unstandardised targets up to 5.4
 RATIO = 5.0  # between output and target
 
 
@@ -85,14 +85,10 @@ def _squared(study: Study, term: LossTerm, loss: Law, scores: Law) -> Finding | 
         return None
     output = Evidence("rms of the output", scores.rms, 1.0)
     wanted = Evidence("rms of the target", target.rms, 1.0)
-    if scores.rms > max(LARGE_OUTPUT, RATIO * target.rms):
-        fact = f"the output's rms is {scores.rms:.3g}, the target's {target.rms:.3g}"
-        evidence = (output, wanted)
-    elif target.rms > max(LARGE_TARGET, RATIO * scores.rms):
-        fact = f"the target's rms is {target.rms:.3g}, the output's {scores.rms:.3g}"
-        evidence = (wanted, output)
-    else:
+    if scores.rms <= max(LARGE_OUTPUT, RATIO * target.rms):
         return None
+    fact = f"the output's rms is {scores.rms:.3g}, the target's {target.rms:.3g}"
+    evidence = (output, wanted)
     fact = f"the {'squared' if term.kind == 'mse' else 'absolute'} error starts at {loss.mean:.3g}: {fact}"
     return _finding(study, term, Severity.WARNING, fact, evidence)
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import PROGRESS
 from tightrope.checks.loss.heads import NAMED
 from tightrope.checks.trace import VIEWS, feeds_weight, learned, producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -30,7 +31,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Tape
 
 STAGE = "graph"
-EXPLAINS = ("shuffled-labels", "unscaled-target", "loss-at-init", "learning-rate-too-low", "sample-mixing")
+EXPLAINS = ("sample-mixing", "unscaled-target", "loss-at-init", *PROGRESS)
 REMEDIES = ("match-shapes",)
 
 PAIRED = frozenset(("sub", "rsub", "mul", "div"))
