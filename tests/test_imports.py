@@ -17,7 +17,7 @@ LAYERS = (
     ("measure",),
     ("compare",),
     ("finding", "inputs", "study", "subject"),
-    ("step",),
+    ("loader", "step"),
     ("checks",),
     ("initialize",),
     ("remedies",),

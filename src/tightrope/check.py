@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tightrope.inputs import arguments
+from tightrope.loader import survey
 from tightrope.measure.measurement import Measurement, Meter
 from tightrope.predict import forecast
 from tightrope.report.model import Report, make_report
@@ -57,7 +58,10 @@ def study(
     recorder = Recorder(meter, roots={"": model}, on_backward=lambda tape: found.append(meter.measurement(tape)))
     record(model, args, kwargs, with_target, recorder)
     optimizers = Optimizers((optimizer,) if optimizer is not None else ())
-    return Study.of(forecast(found[-1].tape), found[-1], models=Models({"": model}), optimizers=optimizers)
+    return Study.of(
+        forecast(found[-1].tape), found[-1], models=Models({"": model}), optimizers=optimizers,
+        batches=survey(data, loss),
+    )  # fmt: skip
 
 
 __all__ = ["check", "study"]

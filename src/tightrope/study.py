@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tightrope.compare import Comparison, compare
+from tightrope.measure.batches import Batches
 from tightrope.measure.measurement import Measurement
 from tightrope.predict import Forecast
 from tightrope.tape.tape import Tape
@@ -78,6 +79,7 @@ class Study:
         models, optimizers: the live objects.
         step: number of the training step (1 is the first).
         history: the run that the step belongs to, from the step's update on; None before it and without a run.
+        batches: the data of the first steps of the run, or of the loader; None where they are not known.
     """
 
     tape: Tape
@@ -88,6 +90,7 @@ class Study:
     optimizers: Optimizers = Optimizers()
     step: int = 1
     history: History | None = None
+    batches: Batches | None = None
 
     @classmethod
     def of(cls, forecast: Forecast, measurement: Measurement, **objects: Any) -> Study:

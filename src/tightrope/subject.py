@@ -61,7 +61,7 @@ def first_batch(data: Any) -> Any:
 
 def split(batch: Any, loss: Callable[..., Tensor] | None) -> tuple[Any, Callable[[Any], Tensor] | None]:
     """The inputs of the model and the loss of its output, from a batch as a training script has it."""
-    if loss is None or isinstance(batch, (Tensor, Mapping)) or not isinstance(batch, (tuple, list)) or len(batch) != 2:
+    if loss is None or not is_pair(batch, loss):
         return batch, loss
     inputs, target = batch
 
@@ -71,4 +71,9 @@ def split(batch: Any, loss: Callable[..., Tensor] | None) -> tuple[Any, Callable
     return inputs, with_target
 
 
-__all__ = ["Program", "Subject", "first_batch", "split"]
+def is_pair(batch: Any, loss: Callable[..., Tensor] | None) -> bool:
+    """Whether a batch is `(inputs, target)`."""
+    return loss is not None and isinstance(batch, (tuple, list)) and len(batch) == 2
+
+
+__all__ = ["Program", "Subject", "first_batch", "is_pair", "split"]

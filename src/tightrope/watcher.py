@@ -20,12 +20,15 @@ import torch
 from tightrope.diagnose import diagnose
 from tightrope.finding import Finding
 from tightrope.isolation import raised_at, undisturbed
+from tightrope.measure.batches import gather
 from tightrope.measure.measurement import Meter
 from tightrope.predict import forecast
 from tightrope.repair import Repair
 from tightrope.study import History, Models, Optimizers, Study
 from tightrope.tape import stack
+from tightrope.tape.loaders import Loaders
 from tightrope.tape.recorder import Recorder
+from tightrope.tape.sampler import Sampler
 from tightrope.tape.steps import Steps
 from tightrope.tape.tape import Tape
 
@@ -73,6 +76,8 @@ class Watcher:
     def __post_init__(self) -> None:
         self.clock = Steps(self)
         self._recorder: Recorder | None = None
+        self._sampler = Sampler()
+        self._loaders = Loaders()
         self._meter = Meter()
         self._stale: list[Recorder] = []
         self._open = ExitStack()
@@ -90,18 +95,23 @@ class Watcher:
         _watching.add(self)
         self._open.enter_context(self.clock)
         self._open.enter_context(mock.patch.object(torch, "compile", self._compiler(torch.compile)))
+        self._open.enter_context(self._loaders)
         if 1 in self.record:
             self._begin()
+        else:
+            self._sampler.resume()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         _watching.discard(self)
+        self._sampler.stop()
         self._open.close()
         self._end()
 
     def leave_child(self) -> None:
         """In a process that the script forked (a loader's worker) nothing is watched."""
         self.record, self.fix = frozenset(), False
+        self._sampler.stop()
         if self._recorder is not None:
             self._recorder.muted = True
             self._recorder.__exit__(None, None, None)
@@ -120,6 +130,7 @@ class Watcher:
     def on_update(self, last: bool) -> bool:
         self._tidy()
         self._suspended = self._recorder is not None and self._recorder.suspend()
+        self._sampler.suspend()
         # Before the last update of a step no graph is waiting for the weights as they were.
         return last and self._repaired()
 
@@ -142,16 +153,19 @@ class Watcher:
         if self._recorder is not None and self._suspended:
             self._recorder.resume()
         self._suspended = False
+        self._sample()
 
     def on_step(self, late: bool) -> None:
         self._tidy()
         self.steps += 1
+        self._sampler.next_step()
         ahead = self._hold_back() if late else False
         if self._recorder is not None:
             self._end()
         self._since = len(self.passes)
         if (self.steps + 1 in self.record and not ahead) or self._due():
             self._begin()
+        self._sample()
 
     def on_loss(self, value: float) -> None:
         number = self.steps + 1
@@ -172,13 +186,20 @@ class Watcher:
         if self.failure is not None:
             return
         self._meter = Meter()
+        self._sampler.suspend()
         self._recorder = Recorder(
-            self._meter, on_backward=self._study, on_failure=self._step_aside, skip_without_grad=True
-        )
+            self._meter, on_backward=self._study, on_failure=self._step_aside, skip_without_grad=True,
+            on_call=self._sampler.look,
+        )  # fmt: skip
         self._signatures.clear()
         self._seen = 0
         self._run_eagerly()
         self._recorder.__enter__()
+
+    def _sample(self) -> None:
+        """Between recorded steps the sampler sees the calls itself."""
+        if self._recorder is None and self.failure is None:
+            self._sampler.resume()
 
     def _run_eagerly(self) -> None:
         """Compiled code runs as plain Python while it is recorded, so that its calls are seen."""
@@ -190,6 +211,7 @@ class Watcher:
         @functools.wraps(plain)
         def compile(*args: Any, **kwargs: Any) -> Any:
             made = plain(*args, **kwargs)
+            self._sampler.stop()  # compiled code is not to be traced with a mode of ours
             if self._recorder is not None:
                 self._run_eagerly()
             return made
@@ -250,11 +272,13 @@ class Watcher:
         """Judge what the updates of the last step, or the whole run, have shown."""
         begin = time.perf_counter()
         numbers = [n for n, p in enumerate(self.passes) if ended or p.study.step == self.steps]
-        for n in numbers[-1:] if ended else numbers:
-            earlier = tuple(p.study for p in self.passes[:n])
-            history = History(dict(self._losses), earlier, self.steps, ended)
-            study = replace(self.passes[n].study, history=history)
-            with self._aside(), undisturbed():
+        with self._aside(), undisturbed():
+            loader = self._loaders.latest
+            batches = gather(self._sampler, loader, self._loaders.built(loader)) if numbers else None
+            for n in numbers[-1:] if ended else numbers:
+                earlier = tuple(p.study for p in self.passes[:n])
+                history = History(dict(self._losses), earlier, self.steps, ended)
+                study = replace(self.passes[n].study, history=history, batches=batches)
                 self.passes[n] = Pass(self.passes[n].study, self.passes[n].findings + self._findings(study, ("run",)))
         self.seconds += time.perf_counter() - begin
 

@@ -67,6 +67,7 @@ class Recorder(TorchFunctionMode):
         on_failure: is told of an exception in the observation itself, after which the recorder lets every call
             pass; when None such an exception is raised.
         skip_without_grad: leave out what a top-level module computes while autograd is off (evaluation).
+        on_call: is told of every call that is written down: its name, arguments and result.
 
     Attributes:
         muted: let every call pass unseen.
@@ -80,6 +81,7 @@ class Recorder(TorchFunctionMode):
         on_backward: Callable[[Tape], None] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
         skip_without_grad: bool = False,
+        on_call: Callable[[str, tuple[Any, ...], dict[str, Any], Any], None] | None = None,
     ) -> None:
         super().__init__()
         self.observer = observer
@@ -88,6 +90,7 @@ class Recorder(TorchFunctionMode):
             self.modules.on_idle = self._on_idle
         self.on_backward = on_backward
         self.on_failure = on_failure
+        self.on_call = on_call
         self.muted = False
         self.tape = Tape(modules=self.modules.info)
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
@@ -208,6 +211,8 @@ class Recorder(TorchFunctionMode):
             arguments = self._named(args, kwargs)
         self._append(function, name, arguments, tensors, is_inplace(function, args, kwargs))
         self._tell(args, kwargs)
+        if self.on_call is not None:
+            self.on_call(name, args, kwargs, result)
         if len(self.tape.entries) >= self._collect_at or self._held >= COLLECT_BYTES:
             self.collect()
 

@@ -1,0 +1,55 @@
+"""`shuffle`: let every batch be a random part of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
+
+from tightrope.edit import call, rewrite_call
+from tightrope.finding import Finding, Remedy, Safety
+from tightrope.remedies.registry import remedy
+from tightrope.study import Study
+
+
+@remedy("shuffle")
+def shuffle(study: Study, finding: Finding) -> Remedy | None:
+    """Shuffle what a loader reads in order; in words where the script cuts its batches itself.
+
+    In memory the loader draws its next epoch at random; an epoch that has begun ends in the old order.
+    """
+    batches = study.batches
+    loader = batches.loader if batches is not None and batches.sequential else None
+    title, cost = "Shuffle the training data", "batches are random; runs repeat only with a fixed seed"
+    if loader is None:
+        patch = (
+            "order = torch.randperm(len(x))  # in each epoch, before it is cut into batches\nx, y = x[order], y[order]"
+        )
+        return Remedy("shuffle", title, patch, cost, Safety.ADVICE)
+    patch = f"DataLoader(dataset, batch_size={loader.batch_size}, shuffle=True)"
+    edit = rewrite_call(finding.location, ("DataLoader",), _shuffled)
+    return Remedy("shuffle", title, patch, cost, Safety.REVIEW, _action(loader), edit)
+
+
+def _shuffled(name: str, arguments: Sequence[str], keywords: dict[str, str]) -> str:
+    """The call with `shuffle=True`, its third argument; one that names a sampler stays as it is."""
+    if {"sampler", "batch_sampler"} & keywords.keys() or len(arguments) > 3:
+        return call(name, arguments, keywords)
+    if len(arguments) > 2:
+        return call(name, [*arguments[:2], "True"], keywords)
+    return call(name, arguments, {**keywords, "shuffle": "True"})
+
+
+def _action(loader: Any) -> Callable[[], None] | None:
+    sampler = loader.batch_sampler
+    if type(sampler) is not BatchSampler or type(sampler.sampler) is not SequentialSampler:
+        return None
+
+    def act() -> None:
+        sampler.sampler = RandomSampler(loader.dataset)
+
+    return act
+
+
+__all__ = ["shuffle"]

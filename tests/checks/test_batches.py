@@ -1,0 +1,290 @@
+"""Checks of the data over several batches: what they find, and programs on which they say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+
+from tightrope.check import study
+from tightrope.checks.registry import get
+from tightrope.finding import Finding, Severity
+from tightrope.run import rehearse
+
+CHECKS = ("label-order",)
+HEALTHY: dict[str, Callable[[], None]] = {}
+
+
+def healthy(train: Callable[[], None]) -> Callable[[], None]:
+    HEALTHY[train.__name__] = train
+    return train
+
+
+def found(train: Callable[[], None], *names: str) -> list[Finding]:
+    report = rehearse(train).report
+    assert report is not None
+    return [f for f in report.findings if f.check in (names or CHECKS)]
+
+
+def fit(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], loss: Callable[..., Tensor]) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for x, y in batches:
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+
+
+def mlp(width: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, classes))
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    data = load_digits()
+    return torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+
+
+def drawn(x: Tensor, y: Tensor, n: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for _ in range(steps):
+        rows = torch.randint(0, len(x), (n,))
+        yield x[rows], y[rows]
+
+
+def in_order(x: Tensor, y: Tensor, n: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for step in range(steps):
+        start = step * n % (len(x) - n + 1)
+        yield x[start : start + n], y[start : start + n]
+
+
+# -- what is found -------------------------------------------------------------------------------
+
+
+def test_labels_in_order() -> None:
+    def train() -> None:
+        x, y = digits()
+        order = y.argsort()
+        fit(mlp(64, 10), in_order(x[order], y[order], 32, 40), F.cross_entropy)
+
+    (finding,) = found(train, "label-order")
+    assert finding.severity in (Severity.WARNING, Severity.FAULT)
+    assert finding.step == 10
+    assert finding.remedy is not None
+
+
+def test_numbers_in_order_with_a_loader() -> None:
+    def train() -> None:
+        x = torch.randn(600, 8)
+        y = x.sum(1, keepdim=True) + 0.1 * torch.randn(600, 1)
+        order = y.flatten().argsort()
+        loader = DataLoader(TensorDataset(x[order], y[order]), batch_size=16)
+        fit(mlp(8, 1), iter(loader), F.mse_loss)
+
+    (finding,) = found(train, "label-order")
+    assert finding.location.endswith(tuple("0123456789"))
+    assert "test_batches.py" in finding.location
+    assert finding.remedy is not None
+    assert finding.remedy.edit is not None
+    assert "shuffle=True" in finding.remedy.edit.after
+
+
+def test_a_loader_is_looked_at_without_a_run_and_left_as_it_was() -> None:
+    x, y = digits()
+    order = y.argsort()
+    generator = torch.Generator().manual_seed(3)
+    data = TensorDataset(x[order], y[order])
+    ordered, shuffled = DataLoader(data, 32), DataLoader(data, 32, shuffle=True, generator=generator)
+    before, own = torch.get_rng_state(), generator.get_state()
+    for loader, names in ((ordered, ["label-order"]), (shuffled, [])):
+        seen = study(mlp(64, 10), loader, loss=F.cross_entropy)
+        assert [f.check for f in get("label-order").judge(seen)] == names
+    model = mlp(64, 10)
+    torch.set_rng_state(before)
+    generator.set_state(own)
+    study(model, shuffled, loss=F.cross_entropy)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_iterator_is_not_used_up() -> None:
+    x, y = digits()
+    batches = drawn(x, y, 8, 3)
+    assert study(mlp(64, 10), batches, loss=F.cross_entropy).batches is None
+    assert len(list(batches)) == 2
+
+
+# -- what is fine --------------------------------------------------------------------------------
+
+
+@healthy
+def imbalanced_classes_in_small_batches() -> None:
+    x = torch.randn(800, 8)
+    y = (x[:, 0] > 1.645).long()
+    fit(mlp(8, 2), drawn(x, y, 4, 60), F.cross_entropy)
+
+
+@healthy
+def noisy_regression() -> None:
+    x = torch.randn(800, 8)
+    fit(mlp(8, 1), drawn(x, 0.3 * x[:, :1] + torch.randn(800, 1), 16, 40), F.mse_loss)
+
+
+@healthy
+def sorted_but_complete() -> None:
+    x, y = digits()
+    order = y.argsort()
+    fit(mlp(64, 10), in_order(x[order], y[order], len(x), 20), F.cross_entropy)
+
+
+@healthy
+def balanced_sampler() -> None:
+    x, y = digits()
+    sampler = WeightedRandomSampler([1.0] * len(y), 600)
+    fit(mlp(64, 10), iter(DataLoader(TensorDataset(x, y), 20, sampler=sampler)), F.cross_entropy)
+
+
+@healthy
+def few_classes_in_each_batch() -> None:
+    """Metric learning draws four classes, and some samples of each."""
+    x, y = digits()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(40):
+            rows = torch.cat([(y == c).nonzero().flatten()[torch.randperm(170)[:8]] for c in torch.randperm(10)[:4]])
+            yield x[rows], y[rows]
+
+    fit(mlp(64, 10), batches(), F.cross_entropy)
+
+
+@healthy
+def stored_at_random_and_not_shuffled() -> None:
+    x, y = digits()
+    order = torch.randperm(len(x))
+    fit(mlp(64, 10), iter(DataLoader(TensorDataset(x[order], y[order]), 32)), F.cross_entropy)
+
+
+@healthy
+def three_batches_over_and_over() -> None:
+    x, y = torch.randn(12, 6), torch.arange(12) % 2
+    for _ in range(10):
+        fit(mlp(6, 2), in_order(x, y[torch.randperm(12)], 4, 3), F.cross_entropy)
+
+
+@healthy
+def one_sample_a_batch() -> None:
+    x, y = digits()
+    order = y.argsort()
+    fit(mlp(64, 10), in_order(x[order], y[order], 1, 40), F.cross_entropy)
+
+
+@healthy
+def real_and_fake() -> None:
+    generator, critic = mlp(4, 2), mlp(2, 1)
+    steps = [torch.optim.Adam(m.parameters(), lr=1e-3) for m in (critic, generator)]
+    loss = nn.BCEWithLogitsLoss()
+    for _ in range(20):
+        fake = generator(torch.randn(16, 4))
+        steps[0].zero_grad()
+        for made, level in ((torch.randn(16, 2) + 2, 1.0), (fake.detach(), 0.0)):
+            score = critic(made)
+            loss(score, torch.full_like(score, level)).backward()
+        steps[0].step()
+        steps[1].zero_grad()
+        loss(critic(fake), torch.ones(16, 1)).backward()
+        steps[1].step()
+
+
+@healthy
+def text_with_time_first() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.cell, self.head = nn.Embedding(20, 16), nn.LSTM(16, 16), nn.Linear(16, 20)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.cell(self.table(ids))[0]).flatten(0, 1)
+
+    text = (torch.randn(4000).cumsum(0) % 20).long().view(8, 500).T.contiguous()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, 480, 12):
+            yield text[start : start + 12], text[start + 1 : start + 13].flatten()
+
+    fit(Model(), batches(), F.cross_entropy)
+
+
+@healthy
+def several_labels() -> None:
+    x = torch.randn(600, 8)
+    fit(mlp(8, 5), drawn(x, (x[:, :5] > 1).float(), 16, 40), F.binary_cross_entropy_with_logits)
+
+
+@healthy
+def autoencoder() -> None:
+    x, _ = digits()
+    fit(mlp(64, 64), drawn(x, x, 32, 40), F.mse_loss)
+
+
+@healthy
+def accumulated_gradients() -> None:
+    x, y = digits()
+    model = mlp(64, 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for n, (a, b) in enumerate(drawn(x, y, 8, 80)):
+        F.cross_entropy(model(a), b).backward()
+        if n % 4 == 3:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@healthy
+def collocation_points() -> None:
+    model = mlp(1, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(30):
+        t = torch.rand(32, 1, requires_grad=True)
+        u = torch.tanh(model(t))
+        (slope,) = torch.autograd.grad(u.sum(), t, create_graph=True)
+        loss = F.mse_loss(slope, -u.detach()) + F.mse_loss(model(torch.zeros(1, 1)), torch.ones(1, 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@healthy
+def policy_with_a_critic() -> None:
+    """Each batch is an episode; returns drift as the policy does."""
+    actor, critic = mlp(4, 2), mlp(4, 1)
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=1e-3)
+    for episode in range(40):
+        length = 10 + int(torch.randint(0, 40, ()))
+        state = torch.randn(1, 4) + 0.2 * torch.randn(length, 4).cumsum(0)
+        action = torch.randint(0, 2, (length,))
+        returns = torch.arange(length, 0, -1).float().unsqueeze(1) / 10 + 0.05 * episode
+        advantage = (returns - critic(state)).detach().squeeze(1)
+        loss = (F.cross_entropy(actor(state), action, reduction="none") * advantage).mean()
+        loss = loss + F.mse_loss(critic(state), returns)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@healthy
+def pairs_and_segments() -> None:
+    x, y = digits()
+    encoder, head = mlp(64, 16), nn.Conv2d(1, 2, 3, padding=1)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=1e-3)
+    for a, _ in drawn(x, y, 16, 20):
+        views = [F.normalize(encoder(a + 0.05 * torch.randn_like(a)), dim=1) for _ in range(2)]
+        loss = F.cross_entropy(views[0] @ views[1].T / 0.2, torch.arange(16))
+        loss = loss + F.cross_entropy(head(a.view(-1, 1, 8, 8)), (a.view(-1, 8, 8) > 0.5).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_programs_raise_no_alarm(name: str) -> None:
+    assert [f"{f.check}: {f.summary}" for f in found(HEALTHY[name]) if f.severity is not Severity.ADVICE] == []
