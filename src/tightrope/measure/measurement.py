@@ -14,7 +14,7 @@ from tightrope.measure.laws import arrange, estimate
 from tightrope.measure.probes import Features, Rows, attention_rows, features, softmax_rows, sweet_spot
 from tightrope.roles import Axes, Role
 from tightrope.tape.axes import infer, of_source
-from tightrope.tape.tape import Entry, Kind, Tape, Value
+from tightrope.tape.tape import Entry, Kind, Tape, Value, softmax_dim
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Meter:
         if entry is None:
             return
         if entry.op == "softmax":
-            rows = softmax_rows(tensor, int(entry.argument(1, "dim", -1)))
+            rows = softmax_rows(tensor, softmax_dim(entry.argument(1, "dim", -1), tensor.ndim))
             if rows is not None:
                 self.rows[value.id] = rows
         spot = sweet_spot(entry)

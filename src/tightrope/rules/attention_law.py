@@ -24,7 +24,7 @@ from tightrope.rules.expectation import legendre
 from tightrope.rules.registry import Call
 from tightrope.rules.softmax_rows import DEPTH, levels, row_moments
 from tightrope.rules.state import DTYPE, State
-from tightrope.tape.tape import Entry, Tape
+from tightrope.tape.tape import Entry, Tape, softmax_dim
 
 BUCKETS = 12
 """Buckets of query positions."""
@@ -166,7 +166,7 @@ def _fused(call: Call) -> _Scores | None:
 def _written(call: Call) -> _Scores | None:
     """A softmax along positions."""
     x, rank = call.input, len(call.input.axes.dims)
-    dim = int(call.argument(1, "dim", -1) or 0) % rank
+    dim = softmax_dim(call.argument(1, "dim", -1), rank)
     if dim != rank - 1 or rank < 3 or not x.axes.has(dim, Role.SITE) or x.shape[-2:] != x.axes.shape[-2:]:
         return None
     queries, keys = x.axes.shape[-2:]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tightrope.rules.expectation import legendre
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import DTYPE, State
+from tightrope.tape.tape import softmax_dim
 
 BUDGET = 1 << 22
 """Numbers drawn for one softmax: draws times scores."""
@@ -138,9 +139,7 @@ def _(call: Call, upstream: State) -> Gradients:
 
 
 def _dim(call: Call) -> int:
-    dim = call.argument(1, "dim", -1)
-    rank = len(call.input.axes.dims)
-    return int(dim) % rank if dim is not None else rank - 1
+    return softmax_dim(call.argument(1, "dim", -1), len(call.input.axes.dims))
 
 
 __all__ = ["Rows", "participation", "rows", "softmax"]

@@ -101,6 +101,18 @@ class Entry:
         return self.args[position] if position < len(self.args) else default
 
 
+def softmax_dim(given: Any, rank: int) -> int:
+    """The dimension that a softmax runs over; without one torch takes the first of 1 and 3 dimensions, else the second.
+
+    Args:
+        given: the argument `dim` of the call.
+        rank: number of the tensor's dimensions.
+    """
+    if given is None:
+        return 0 if rank in (0, 1, 3) else 1
+    return int(given) % max(rank, 1)
+
+
 @dataclass(frozen=True)
 class ModuleInfo:
     """What the tape knows of a module: its class, where it was built, its mode, whether its code is a library's."""

@@ -24,7 +24,7 @@ from tightrope.checks.trace import producers
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
 from tightrope.subject import Subject
-from tightrope.tape.tape import Entry
+from tightrope.tape.tape import Entry, softmax_dim
 
 STAGE = "graph"
 EXPLAINS = (
@@ -51,8 +51,7 @@ def _constant(study: Study, term: LossTerm, last: Entry | None) -> Entry | None:
     shape = study.tape.values[term.scores].shape
     if last is not None and last.op in ("softmax", "log_softmax"):
         before = study.tape.values[last.outputs[0]].shape
-        dim = last.argument(1, "dim", -1)
-        if before and isinstance(dim, int) and before[dim] == 1:
+        if before and before[softmax_dim(last.argument(1, "dim", -1), len(before))] == 1:
             return last
     one = len(shape) > 1 and shape[1] == 1
     return term.entry if term.kind == "cross_entropy" and term.entry.op == "cross_entropy" and one else None
