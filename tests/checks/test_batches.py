@@ -16,7 +16,7 @@ from tightrope.checks.registry import get
 from tightrope.finding import Finding, Severity
 from tightrope.run import rehearse
 
-CHECKS = ("label-order",)
+CHECKS = ("label-order", "correlated-batch")
 HEALTHY: dict[str, Callable[[], None]] = {}
 
 
@@ -89,6 +89,36 @@ def test_numbers_in_order_with_a_loader() -> None:
     assert finding.remedy is not None
     assert finding.remedy.edit is not None
     assert "shuffle=True" in finding.remedy.edit.after
+
+
+def test_copies_of_one_sample() -> None:
+    """Labels are then ordered too, and only an echo."""
+
+    def train() -> None:
+        x, y = digits()
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(40):
+                row = int(torch.randint(0, len(x), ()))
+                yield x[row].repeat(32, 1) + 0.05 * torch.randn(32, 64), y[row].repeat(32)
+
+        fit(mlp(64, 10), batches(), F.cross_entropy)
+
+    findings = found(train)
+    assert [(f.check, f.caused_by) for f in findings] == [
+        ("correlated-batch", None),
+        ("label-order", "correlated-batch"),
+    ]
+
+
+def test_inputs_that_differ_by_label_are_no_correlated_batch() -> None:
+    """Sorted by label, with classes far apart: the labels explain the batches."""
+
+    def train() -> None:
+        y = torch.arange(640) // 64
+        fit(mlp(8, 10), in_order(4 * torch.randn(10, 8)[y] + torch.randn(640, 8), y, 16, 40), F.cross_entropy)
+
+    assert [f.check for f in found(train)] == ["label-order"]
 
 
 def test_a_loader_is_looked_at_without_a_run_and_left_as_it_was() -> None:
@@ -213,6 +243,64 @@ def text_with_time_first() -> None:
             yield text[start : start + 12], text[start + 1 : start + 13].flatten()
 
     fit(Model(), batches(), F.cross_entropy)
+
+
+@healthy
+def episodes_of_changing_length() -> None:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(40):
+            state = torch.randn(1, 4) + 0.05 * torch.randn(int(torch.randint(10, 50, ())), 4).cumsum(0)
+            yield state, state[:, :1].sin() + 0.1 * torch.randn(len(state), 1)
+
+    fit(mlp(4, 1), batches(), F.mse_loss)
+
+
+@healthy
+def fakes_that_drift() -> None:
+    generator, critic = mlp(4, 8), mlp(8, 1)
+    steps = [torch.optim.SGD(m.parameters(), lr=0.5) for m in (critic, generator)]
+    for n in range(40):
+        fake = generator(0.1 * torch.randn(16, 4))
+        if n % 2:
+            with torch.no_grad():
+                fake = generator(0.1 * torch.randn(16, 4))
+        steps[0].zero_grad()
+        (critic(fake.detach()).mean() - critic(torch.randn(16, 8) + 2).mean()).tanh().backward()
+        steps[0].step()
+        steps[1].zero_grad()
+        (-critic(generator(torch.randn(16, 4))).mean()).tanh().backward()
+        steps[1].step()
+
+
+@healthy
+def series_with_time_first() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.cell, self.head = nn.Linear(3, 8), nn.GRU(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(self.enter(x))[0])
+
+    series = torch.randn(500, 6, 3).cumsum(0) / 20
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, 480, 12):
+            yield series[start : start + 12], series[start + 1 : start + 13]
+
+    fit(Model(), batches(), F.mse_loss)
+
+
+@healthy
+def groups_that_share_little() -> None:
+    """Ten samples of one speaker in each batch."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(40):
+            x = 0.5 * torch.randn(1, 20) + torch.randn(10, 20)
+            yield x, (x[:, 0] > 0).long()
+
+    fit(mlp(20, 2), batches(), F.cross_entropy)
 
 
 @healthy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ class Stream:
     def sliced(self) -> bool:
         """Whether all batches are contiguous parts of larger tensors."""
         return all(sample.sliced for sample in self.samples)
+
+    @property
+    def made(self) -> bool:
+        """Whether a model of the program makes such tensors."""
+        return any(sample.made for sample in self.samples)
 
     def units(self) -> list[Tensor]:
         """One matrix a batch, of one row for each sample: shares of its classes, or its numbers; double precision."""
@@ -131,7 +136,7 @@ def _fresh(inputs: dict[Place, list[Sample]]) -> frozenset[int] | None:
 
 def _on_cpu(sample: Sample) -> Sample:
     features = sample.features.detach().cpu() if sample.features is not None else None
-    return Sample(sample.step, sample.size, sample.rows.detach().cpu(), features, sample.sliced)
+    return replace(sample, rows=sample.rows.detach().cpu(), features=features)
 
 
 def _shares(classes: Tensor) -> Tensor:
@@ -178,6 +183,15 @@ def split(groups: Sequence[Tensor], *, scaled: bool = False) -> Split | None:
     return Split(rho, error, ratio, (ratio - 1) / chance, k, usual)
 
 
+def unexplained(groups: Sequence[Tensor], by: Sequence[Tensor]) -> list[Tensor]:
+    """What a linear fit on other rows of the same samples leaves of the groups."""
+    rows, _ = _stacked(groups)
+    other, _ = _stacked(by)
+    rows, other = rows - rows.mean(0), other - other.mean(0)
+    left = rows - other @ torch.linalg.lstsq(other, rows, driver="gelsd").solution
+    return list(left.split([len(group) for group in groups]))
+
+
 def beyond_chance(groups: Sequence[Tensor]) -> bool:
     """Whether more of the variance lies between the groups than for any of `SHUFFLES` random regroupings."""
     rows, of = _stacked(groups)
@@ -202,4 +216,4 @@ def _between(rows: Tensor, of: Tensor, count: Tensor) -> float:
     return float((sums.square().sum(1) / count.clamp(min=1)).sum())
 
 
-__all__ = ["Batches", "Split", "Stream", "beyond_chance", "gather", "split"]
+__all__ = ["Batches", "Split", "Stream", "beyond_chance", "gather", "split", "unexplained"]

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from tightrope.tape import stack
 from tightrope.tape.names import op_name
 from tightrope.tape.source import Location, locate
+from tightrope.tape.tape import RECURRENT
 
 STEPS = 32
 """Steps that are sampled: a share of the variance between as many batches is known to a quarter of itself."""
@@ -73,6 +74,7 @@ class Sample:
         rows: the rows that were kept, as a matrix.
         features: of a loss: the same rows of what the head was given; None when they are not known.
         sliced: whether the batch is a contiguous part of a larger tensor.
+        made: whether a model of the program makes such tensors (the fakes of a GAN).
     """
 
     step: int
@@ -80,6 +82,7 @@ class Sample:
     rows: Tensor
     features: Tensor | None = None
     sliced: bool = False
+    made: bool = False
 
 
 class Sampler(TorchFunctionMode):
@@ -100,6 +103,7 @@ class Sampler(TorchFunctionMode):
         self._over = False
         self._turns: dict[tuple[str, Location, tuple[int, ...]], int] = {}
         self._heads: deque[tuple[weakref.ref[Tensor], Tensor]] = deque(maxlen=4)
+        self._made: set[tuple[int, ...]] = set()
 
     # -- when it looks ---------------------------------------------------------------------------
 
@@ -144,7 +148,11 @@ class Sampler(TorchFunctionMode):
 
     def look(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any = None) -> None:
         """A call was made; a failure in here ends the sampling and nothing else."""
-        if self._over or op not in _OPS or not torch.is_grad_enabled() or _elsewhere():
+        if self._over or op not in _OPS or _elsewhere():
+            return
+        if not torch.is_grad_enabled():
+            if op in READERS and plain(result):
+                self._made.add(tuple(result.shape[1:]))
             return
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction():
@@ -157,6 +165,9 @@ class Sampler(TorchFunctionMode):
             self._loss(op, args, kwargs)
         elif op in PASSING:
             self._pass_on(args, result)
+        elif op == "detach":
+            if plain(args[0]) and args[0].requires_grad:
+                self._made.add(tuple(args[0].shape[1:]))
         else:
             self._read(op, args, kwargs)
             if op in ("linear", "matmul", "mm") and plain(args[0] if args else None) and plain(result):
@@ -165,21 +176,29 @@ class Sampler(TorchFunctionMode):
     def _read(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Data reach a weight: kept when they come from outside and not from a model."""
         data = args[0] if args else kwargs.get("input")
-        if not plain(data) or data.requires_grad or not data.is_floating_point() or data.ndim < 2:
+        if not plain(data) or data.requires_grad or not data.is_floating_point() or data.ndim < 2 or not len(data):
             return
+        if op in RECURRENT:
+            if data.ndim < 3 or len(args) < 9:
+                return  # packed, or a single sequence: its rows are no samples
+            data = data if args[8] else data.transpose(0, 1)
         if not any(plain(a) and a.requires_grad for a in _flat((*args[1:], *kwargs.values()))):
             return
         place = self._place(op, tuple(data.shape[1:]))
         if place is not None:
             rows = thin(data)
-            self.inputs.setdefault(place, []).append(Sample(self.step, len(data), rows, sliced=_sliced(data)))
+            made = tuple(data.shape[1:]) in self._made
+            sample = Sample(self.step, len(data), rows, sliced=_sliced(data), made=made)
+            self.inputs.setdefault(place, []).append(sample)
 
     def _loss(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         pair = [kwargs.get(name, args[n] if len(args) > n else None) for n, name in enumerate(("input", "target"))]
         if plain(pair[1]) and pair[1].requires_grad:
             pair.reverse()
         scores, target = pair
-        if not (plain(scores) and plain(target) and scores.requires_grad) or target.requires_grad or target.ndim < 1:
+        if not (plain(scores) and plain(target) and scores.requires_grad) or target.requires_grad:
+            return
+        if target.ndim < 1 or not len(target):
             return
         place = self._place(op, tuple(scores.shape[1:]))
         if place is None:
@@ -208,7 +227,7 @@ class Sampler(TorchFunctionMode):
         return place if place in table or len(table) < STREAMS else None
 
 
-_OPS = frozenset(LOSSES) | READERS | PASSING
+_OPS = frozenset(LOSSES) | READERS | PASSING | {"detach"}
 _NAMES = _OPS | {"__matmul__", "__rmatmul__", "squeeze_", "sigmoid_"}
 
 

@@ -35,7 +35,7 @@ from tightrope.tape.tape import RECURRENT
 
 STAGE = "run"
 EXPLAINS = (
-    "correlated-batch", "moving-target", "shuffled-labels", "dead-units", "learning-rate-too-high", "loss-at-init",
+    "moving-target", "shuffled-labels", "dead-units", "learning-rate-too-high", "loss-at-init",
 )  # fmt: skip
 REMEDIES = ("shuffle",)
 
@@ -55,7 +55,7 @@ def judge(study: Study, batches: Batches) -> Iterator[Finding]:
     severity = Severity.WARNING
     if stream.holds_classes and how.rho >= PURE:
         severity = Severity.FAULT
-    elif not stream.holds_classes and _sequences(study):
+    elif not stream.holds_classes and reads_sequences(study):
         severity = Severity.ADVICE
     held, known = _classes(stream)
     what = f"; a batch of {stream.size:.0f} holds {held:.3g} of {known} classes" if stream.holds_classes else ""
@@ -88,7 +88,7 @@ def _classes(stream: Stream) -> tuple[float, int]:
     return sum(map(len, held)) / len(held), len(set().union(*held))
 
 
-def _sequences(study: Study) -> bool:
+def reads_sequences(study: Study) -> bool:
     """Whether the model reads its data as sequences."""
     tape = study.tape
     return any(entry.op in RECURRENT or entry.op.endswith("_cell") for entry in tape.entries) or any(
