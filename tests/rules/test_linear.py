@@ -78,3 +78,19 @@ def test_random_weights_by_their_law_alone(mean: float) -> None:
         samples.append(float(z.var(0).mean()))
     assert law.sample == pytest.approx(statistics.mean(samples), rel=0.05)
     assert law.mean**2 + law.constant == pytest.approx(statistics.mean(constants), rel=0.15)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_parameters_whose_gradient_comes_from_one_token(norm: bool) -> None:
+    """A class token alone is read: its gradient is no gradient of the other sites, whatever they share."""
+    layer = nn.LayerNorm(32) if norm else nn.Linear(32, 32)
+    x = torch.randn(256, 1, 32) + 0.5 * torch.randn(256, 16, 32)
+    direction = torch.randn(256, 32)
+
+    def loss(out: Tensor) -> Tensor:
+        return (out[:, 0] * direction).sum()
+
+    forecast, measurement = tr.predict(layer, x, loss=loss), tr.measure(layer, x, loss=loss)
+    real = {v.name: measurement.gradients[v.id].rms for v in measurement.tape.value_of(Kind.PARAMETER)}
+    for value in forecast.tape.value_of(Kind.PARAMETER):
+        assert forecast.gradients[value.id].rms == pytest.approx(real[value.name], rel=0.15), value.name

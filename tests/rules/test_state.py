@@ -71,3 +71,17 @@ def test_a_channels_mean_map_becomes_the_constant_component() -> None:
     assert law.mean == pytest.approx(0.0)
     assert law.constant == pytest.approx(5.0)
     assert law.variance == pytest.approx(5.5)
+
+
+def test_what_two_tensors_hold_at_different_sites_is_shared_by_neither() -> None:
+    """One holds a draw at the first site, the other a draw at all: the sum over sites adds both in variance."""
+    axes = layout(1, 5, 1)
+    first = State.of(axes, 0.0, sample=torch.tensor([4.0, 0, 0, 0, 0], dtype=torch.float64).reshape(1, 5, 1))
+    every = State.of(axes, 0.0, sample=torch.full((1, 5, 1), 0.25, dtype=torch.float64))
+    both = first.plus(every)
+    assert torch.allclose(both.variance, first.variance + every.variance)
+    draws = torch.randn(200_000, 2, dtype=torch.float64)
+    real = (2 * draws[:, 0] + 5 * 0.5 * draws[:, 1]).var()
+    found = both.sample.sqrt().sum().square() + both.residual.sum()
+    assert float(found) == pytest.approx(float(real), rel=0.02)
+    assert float(first.plus(first).residual.sum()) == pytest.approx(0, abs=1e-9)

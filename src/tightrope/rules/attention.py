@@ -261,11 +261,14 @@ def _map_gradients(a: _Attention, upstream: State) -> tuple[State, State, State]
     g = upstream.map(lambda f: f.expand(*f.shape[:-2], a.queries, width))
     v = _over_keys(a.v.map(lambda f: _last(f, width)), a.keys)
     none, over, turned = g.mean[..., :1, :1] * 0, (second - w.square()).clamp(min=0), w.transpose(-1, -2)
-    alone = second.transpose(-1, -2) @ (g.residual + g.site + g.constant) + over.transpose(-1, -2) @ g.mean.square()
+    held = g.mean.square() + g.constant + g.sample
+    alone = second.transpose(-1, -2) @ (g.residual + g.site) + (over.transpose(-1, -2) @ held).clamp(min=0)
     # The first keys of causal rows share much with few: the mean over pairs compounds less from layer to layer.
     common = torch.minimum(pair_covariance(turned, g.residual).mean(-2, keepdim=True), alone)
-    held = (turned @ g.sample.clamp(min=0).sqrt()).square()
-    value = State(a.v.axes, turned @ g.mean, none, held + common, none, alone - common)
+    lasting, sample = (
+        f.sum(-2, keepdim=True).sign() * (turned @ f.abs().sqrt()).square() for f in (g.constant, g.sample)
+    )
+    value = State(a.v.axes, turned @ g.mean, lasting, sample + common, none, alone - common)
     moment, centre = g.second_moment, w @ v.mean
     off = moment @ v.mean.square().transpose(-1, -2) - 2 * (moment * centre) @ v.mean.transpose(-1, -2)
     off = (off + (moment * centre.square()).sum(-1, keepdim=True)).clamp(min=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from torch import Tensor
@@ -26,29 +27,34 @@ def reduced(gradient: State, target: State, axes: Axes) -> State:
     return summed(full, axes, missing, target.axes)
 
 
+def coherent(field: Tensor, sites: list[int]) -> Tensor:
+    """Variance of a sum over sites that share what they hold, at amplitudes of their own: (sum of sqrt f)^2.
+
+    A negative field is what deviations that sum to zero take away again.
+    """
+    if not sites:
+        return field
+    return field.sum(sites, keepdim=True).sign() * field.abs().sqrt().sum(sites, keepdim=True).square()
+
+
 def summed(state: State, axes: Axes, over: list[int], target: Axes) -> State:
     """The law of a sum over whole dimensions (samples, sites or channels) of a tensor.
 
     A sum over m samples and s sites of a channel multiplies its mean by m s; of the components, what is shared adds
-    up coherently (square of the number), what is not adds up in variance.
+    up coherently (amplitudes before they are squared), what is not adds up in variance.
     """
-    samples = sites = 1
+    samples = 1
     for dim in over:
-        for axis in axes.dims[dim]:
-            if axis.role is Role.SAMPLE:
-                samples *= axis.size
-            elif axis.role is Role.SITE:
-                sites *= axis.size
+        samples *= math.prod(axis.size for axis in axes.dims[dim] if axis.role is Role.SAMPLE)
+    sites = [d for d in over if any(axis.role is Role.SITE for axis in axes.dims[d])]
+    rest = [d for d in over if d not in sites]
     mean, constant, sample, site, residual = (f.expand(state_shape(axes)) for f in state.fields)
     mean = mean.sum(over, keepdim=True) * samples
 
     def pooled(field: Tensor, shared_samples: bool, shared_sites: bool) -> Tensor:
-        per = field.mean(over, keepdim=True)
-        count = 1
-        for dim in over:
-            count *= state_shape(axes)[dim]
-        channels = count // sites if sites else count
-        return per * channels * (samples**2 if shared_samples else samples) * (sites**2 if shared_sites else sites)
+        total = coherent(field, sites) if shared_sites else field.sum(sites, keepdim=True) if sites else field
+        total = total.sum(rest, keepdim=True) if rest else total
+        return total * (samples**2 if shared_samples else samples)
 
     total = State(
         axes, mean, pooled(constant, True, True), pooled(sample, False, True), pooled(site, True, False),

@@ -112,7 +112,6 @@ def outer(x: State, gradient: State, axes: Axes, weight: State) -> State:
     """
     samples = axes.count(Role.SAMPLE)
     g, a = _rows(gradient, state_shape(axes)), _rows(x, x.shape)
-    sites = g[0].shape[0]
     mean = samples * g[0].T @ a[0]
 
     def second(fields: list[Tensor], *parts: int) -> Tensor:
@@ -123,11 +122,30 @@ def outer(x: State, gradient: State, axes: Axes, weight: State) -> State:
         return second(g, *parts).T @ second(a, *parts) - g[0].square().T @ a[0].square()
 
     own = pair(1, 2, 3, 4)
-    same_sample = pair(1, 2) * max(sites - 1, 0)
+    same_sample = _across(g, a, (1, 2))
     same_site = pair(1, 3) * max(samples - 1, 0)
-    other = pair(1) * max(sites - 1, 0) * max(samples - 1, 0)
+    other = _across(g, a, (1,)) * max(samples - 1, 0)
     variance = samples * (own + same_sample + same_site + other)
     return State.of(weight.axes, mean, residual=variance.clamp(min=0), width=x.width + gradient.width)
+
+
+def _across(g: list[Tensor], a: list[Tensor], parts: tuple[int, ...]) -> Tensor:
+    """Covariance of the products at two different sites that share these components, summed over all such pairs.
+
+    What two sites share has an amplitude at each of them, so that every pair of components factors: the sum over all
+    pairs is (sum_s p_s)^2 for the product p of amplitudes, less the pairs of a site with itself.
+    """
+    total = torch.zeros((), dtype=DTYPE)
+    for i in (0, *parts):
+        for j in (0, *parts):
+            one, two = (f[n] for f, n in ((g, i), (a, j)))
+            if (i, j) == (0, 0) or not (bool((one != 0).any()) and bool((two != 0).any())):
+                continue
+            signs = [-1.0 if n and float(f.sum()) < 0 else 1.0 for f, n in ((one, i), (two, j))]
+            one, two = (f if n == 0 else f.abs().sqrt() for f, n in ((one, i), (two, j)))
+            pairs = (one.T @ two).square() - one.square().T @ two.square()
+            total = total + signs[0] * signs[1] * pairs
+    return total
 
 
 def _rows(x: State, shape: tuple[int, ...]) -> list[Tensor]:

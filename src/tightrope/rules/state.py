@@ -203,6 +203,11 @@ class State:
     def plus(self, other: State) -> State:
         """The state of the sum of two independent tensors of the same shape."""
         parts = {name: getattr(self, name) + getattr(other, name) for name in ("mean", *COMPONENTS)}
+        sites = [d for d in self.dims(Role.SITE) if d not in self.dims(Role.CHANNEL)]
+        for shared, own in (("sample", "residual"), ("constant", "site")):
+            apart = _apart(getattr(self, shared), getattr(other, shared), sites)
+            if apart is not None:
+                parts[shared], parts[own] = parts[shared] - apart, parts[own] + apart
         mine, theirs = float(self.second_moment.mean()), float(other.second_moment.mean())
         share = mine / (mine + theirs) if mine + theirs > 0 else 0.5
         width = share**2 * self.width + (1 - share) ** 2 * other.width
@@ -254,6 +259,25 @@ class State:
         keep = factor * max(sum(found), 0.0) / sum(held) if sum(held) > 0 else 0.0
         components = dict(zip(COMPONENTS, (part * keep for part in held), strict=True))
         return Law(overall * factor**0.5, **components, error=math.sqrt(self.width / 4 + spread))
+
+
+def _apart(a: Tensor, b: Tensor, sites: list[int]) -> Tensor | None:
+    """What two independent tensors share over their sites, and their sum no longer does.
+
+    Each holds a draw of its own, with amplitudes sqrt(a_s) and sqrt(b_s). The sum's covariance between two sites,
+    sqrt(a_s a_t) + sqrt(b_s b_t), is less than that of one shared draw unless both have one profile over the sites.
+    The share that is kept leaves the variance of the sum over all sites as it is.
+    """
+    if not any(f.shape[d] > 1 for f in (a, b) for d in sites):
+        return None
+    if not (bool((a >= 0).all()) and bool((b >= 0).all()) and bool((a != 0).any()) and bool((b != 0).any())):
+        return None
+    a, b = torch.broadcast_tensors(a, b)
+    together = (a + b).sqrt().sum(sites, keepdim=True).square()
+    each = torch.stack([f.sqrt().sum(sites, keepdim=True).square() for f in (a, b)]).sum(0)
+    pairs = together - (a + b).sum(sites, keepdim=True)
+    lost = torch.where(pairs > 1e-9 * together, (together - each) / pairs, torch.zeros_like(pairs)).clamp(0, 1)
+    return (a + b) * lost if bool((lost > 1e-6).any()) else None
 
 
 def _shared(left: Tensor | None, right: Tensor | None, share: float) -> Tensor | None:
