@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import doctest
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,45 @@ def test_gradients_pass() -> None:
     layer(x).sum().backward()
     assert x.grad is not None
     assert torch.allclose(x.grad[0].double(), 1 / layer.scale, rtol=1e-5)
+
+
+def test_merging_many_parts_in_any_order_equals_one_pass() -> None:
+    x = table()
+    whole = Standardize().fit(x).state_dict()
+    parts = [Standardize().fit(part) for part in x.split(29)]
+    for order in (parts, parts[::-1]):
+        merged = Standardize()
+        for part in order:
+            merged.merge(part)
+        assert all(torch.allclose(merged.state_dict()[name], value, rtol=1e-10) for name, value in whole.items())
+
+
+RANK = """
+import sys
+import torch
+from torch import distributed
+from tightrope.nn import Standardize
+
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+x = torch.randn(101, 3) * torch.tensor([1.0, 50.0, 1e4]) + 7
+layer = Standardize().fit(x[:30] if rank == 0 else x[30:]).merge_ranks()
+torch.save((layer.state_dict(), Standardize().fit(x).state_dict()), f"{out}.{rank}")
+distributed.destroy_process_group()
+"""
+
+
+def test_ranks_merge_to_the_statistics_of_all_data(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RANK]
+    ranks = [subprocess.Popen([*command, str(r), str(tmp_path / "store"), str(tmp_path / "out")]) for r in range(2)]
+    assert [rank.wait(timeout=60) for rank in ranks] == [0, 0]
+    (first, whole), (second, _) = (torch.load(tmp_path / f"out.{r}") for r in range(2))
+    for name, value in whole.items():
+        assert torch.equal(first[name], second[name])
+        assert torch.allclose(first[name], value, rtol=1e-12), name
+
+
+def test_merging_ranks_needs_a_process_group() -> None:
+    with pytest.raises(InputError, match="no process group"):
+        Standardize().fit(table()).merge_ranks()

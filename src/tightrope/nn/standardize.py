@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from tightrope.errors import InputError
 
@@ -135,6 +135,32 @@ class Standardize(nn.Module):
         if self.mean.numel() == 0:
             self._resize(other.mean.numel())
         self._join(other.count, other.mean, other.squares, other.low, other.high)
+        return self
+
+    @torch.no_grad()
+    def merge_ranks(self, group: distributed.ProcessGroup | None = None) -> Standardize:
+        """Merge what every process of a group was fitted on: all then hold the same statistics, those of all data.
+
+        Each process calls it once after `fit` on its own share; a process whose share was empty may skip the fit.
+
+        Args:
+            group: of processes; None for all of them.
+
+        Raises:
+            InputError: no process group is initialised, or the processes saw different numbers of features.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            found = "no process group is initialised"
+            raise InputError("merge Standardize over ranks", found, "Call torch.distributed.init_process_group first")
+        parts = [self.count, self.mean, self.squares, self.low, self.high]
+        gathered: list[Any] = [None] * distributed.get_world_size(group)
+        distributed.all_gather_object(gathered, [part.cpu() for part in parts], group=group)
+        self._resize(0)
+        for shares in gathered:  # in the order of the ranks, so that all arrive at the same bits
+            if shares[0].numel():
+                if self.mean.numel() == 0:
+                    self._resize(shares[0].numel())
+                self._join(*(share.to(self.mean.device) for share in shares))
         return self
 
     def forward(self, x: Tensor) -> Tensor:
