@@ -49,7 +49,7 @@ def test_drift_is_removed_where_pooled_statistics_leave_it() -> None:
     x = drifting(4000, 6)
     own = TimeStepBatchNorm(4, 6)(x).mean((0, 2))
     pooled = nn.BatchNorm1d(4)(x.transpose(1, 2)).mean((0, 1))
-    assert float(own.abs().max()) < 1e-5 and float(pooled.max() - pooled.min()) > 1
+    assert own.abs().max().item() < 1e-5 and (pooled.max() - pooled.min()).item() > 1
 
 
 def test_padding_counts_for_nothing() -> None:

@@ -131,8 +131,8 @@ class KernelAttention(nn.Module):
         weight = attention.in_proj_weight
         made = cls(
             attention.embed_dim, attention.num_heads, kernel=kernel, bandwidth=bandwidth,
-            learn_bandwidth=learn_bandwidth, dropout=attention.dropout, bias=attention.in_proj_bias is not None, batch_first=attention.batch_first,
-            device=weight.device, dtype=weight.dtype,
+            learn_bandwidth=learn_bandwidth, dropout=attention.dropout, bias=attention.in_proj_bias is not None,
+            batch_first=attention.batch_first, device=weight.device, dtype=weight.dtype,
         )  # fmt: skip
         made.load_state_dict(attention.state_dict(), strict=not learn_bandwidth)
         return made.train(attention.training)
