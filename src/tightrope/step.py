@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.errors import InputError, RecordError, TightropeError
 from tightrope.inputs import arguments
+from tightrope.isolation import force_eager, preserved
 from tightrope.measure.measurement import Measurement, Meter
 from tightrope.predict import Forecast, Weights, default_projection, forecast
 from tightrope.tape.recorder import Recorder
@@ -143,41 +141,4 @@ def record(model: nn.Module, args: Any, kwargs: Any, loss: Loss | None, recorder
             raise RecordError("run the step", what, "See the exception above for the model's own traceback") from error
 
 
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Leave parameters, buffers, gradients, modes and random states as they were found."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    tables = [(module, dict(module._buffers)) for module in model.modules()]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    state = torch.get_rng_state()
-    for parameter, _ in gradients:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        for module, table in tables:  # a buffer may have been replaced by another tensor
-            module._buffers.update(table)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                if not buffer.is_meta and not torch.equal(buffer, before):
-                    buffer.copy_(before)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def force_eager() -> Iterator[None]:
-    """Compiled modules run as plain Python, so that their calls are seen."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
-        warnings.filterwarnings("ignore", message=r"Using `torch.compile\(module\)` when there are global hooks")
-        yield
+__all__ = ["Loss", "force_eager", "measure", "predict", "preserved", "record", "scalar", "trace"]

@@ -1,0 +1,1 @@
+"""Checks on modes: training, evaluation, and what differs between them."""
