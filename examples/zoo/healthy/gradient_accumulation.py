@@ -1,0 +1,22 @@
+"""Four small batches for one step."""
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+
+torch.manual_seed(0)
+digits = load_digits()
+x = torch.tensor(digits.data / 16, dtype=torch.float32)
+y = torch.tensor(digits.target)
+
+model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+for step in range(800):
+    rows = torch.randint(0, 1400, (16,))
+    loss = F.cross_entropy(model(x[rows]), y[rows])
+    (loss / 4).backward()
+    if step % 4 == 3:
+        optimizer.step()
+        optimizer.zero_grad()
+print(f"accuracy {(model(x[1400:]).argmax(1) == y[1400:]).float().mean():.3f}")

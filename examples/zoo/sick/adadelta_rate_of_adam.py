@@ -1,0 +1,21 @@
+"""Adadelta, whose rate is a factor that should be one, at Adam's 0.001."""
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+
+torch.manual_seed(0)
+digits = load_digits()
+x = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
+y = torch.tensor(digits.target)
+
+model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+optimizer = torch.optim.Adadelta(model.parameters(), lr=0.001)
+for step in range(200):
+    rows = torch.randint(0, 1400, (64,))
+    loss = F.cross_entropy(model(x[rows]), y[rows])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print(f"accuracy {(model(x[1400:]).argmax(1) == y[1400:]).float().mean():.3f}")

@@ -1,0 +1,22 @@
+"""Each gradient is clipped to a millionth, by a unit mixed up in the settings."""
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+
+torch.manual_seed(0)
+digits = load_digits()
+x = torch.tensor(digits.images / 16, dtype=torch.float32).unsqueeze(1)
+y = torch.tensor(digits.target)
+
+model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+for step in range(200):
+    rows = torch.randint(0, 1400, (64,))
+    loss = F.cross_entropy(model(x[rows]), y[rows])
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_value_(model.parameters(), 1e-6)
+    optimizer.step()
+print(f"accuracy {(model(x[1400:]).argmax(1) == y[1400:]).float().mean():.3f}")
