@@ -127,7 +127,7 @@ def _parted(watcher: Watcher) -> tuple[list[Pass], list[Pass]]:
         return watcher.passes, []
     first, last = watcher.passes[0].study.step, watcher.repaired_at
     return (
-        [p for p in watcher.passes if p.study.step == first],
+        [p for p in watcher.passes if p.study.step == first or p.study.step in watcher.repaired],
         [p for p in watcher.passes if p.study.step > last],
     )
 

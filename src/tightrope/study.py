@@ -13,6 +13,7 @@ from torch import nn
 from tightrope.compare import Comparison, compare
 from tightrope.measure.batches import Batches
 from tightrope.measure.measurement import Measurement
+from tightrope.measure.updates import Updates
 from tightrope.predict import Forecast
 from tightrope.tape.tape import Tape
 
@@ -80,6 +81,7 @@ class Study:
         step: number of the training step (1 is the first).
         history: the run that the step belongs to, from the step's update on; None before it and without a run.
         batches: the data of the first steps of the run, or of the loader; None where they are not known.
+        updates: what the optimizers did in the step; None before the update and without one.
     """
 
     tape: Tape
@@ -91,6 +93,7 @@ class Study:
     step: int = 1
     history: History | None = None
     batches: Batches | None = None
+    updates: Updates | None = None
 
     @classmethod
     def of(cls, forecast: Forecast, measurement: Measurement, **objects: Any) -> Study:

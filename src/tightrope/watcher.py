@@ -16,12 +16,15 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.optim.optimizer import Optimizer
 
 from tightrope.diagnose import diagnose
 from tightrope.finding import Finding
 from tightrope.isolation import raised_at, undisturbed
 from tightrope.measure.batches import gather
+from tightrope.measure.follower import Follower
 from tightrope.measure.measurement import Meter
+from tightrope.measure.snapshot import Snapshot
 from tightrope.predict import forecast
 from tightrope.repair import Repair
 from tightrope.study import History, Models, Optimizers, Study
@@ -29,6 +32,7 @@ from tightrope.tape import stack
 from tightrope.tape.loaders import Loaders
 from tightrope.tape.recorder import Recorder
 from tightrope.tape.sampler import Sampler
+from tightrope.tape.source import locate
 from tightrope.tape.steps import Steps
 from tightrope.tape.tape import Tape
 
@@ -75,6 +79,7 @@ class Watcher:
 
     def __post_init__(self) -> None:
         self.clock = Steps(self)
+        self._follower = Follower(self.clock.optimizers)
         self._recorder: Recorder | None = None
         self._sampler = Sampler()
         self._loaders = Loaders()
@@ -90,12 +95,16 @@ class Watcher:
         self._considered = 0
         self._repairs: list[int] = []  # steps whose update was replaced by remedies
         self._losses: dict[int, tuple[float, ...]] = {}
+        self._before: Snapshot | None = None
+        if self.fix and self.record:  # what an update shows is known after the first, what two show after the second
+            self.record |= {min(self.record) + 1}
 
     def __enter__(self) -> Watcher:
         _watching.add(self)
         self._open.enter_context(self.clock)
         self._open.enter_context(mock.patch.object(torch, "compile", self._compiler(torch.compile)))
         self._open.enter_context(self._loaders)
+        self._follow(1 in self.record)
         if 1 in self.record:
             self._begin()
         else:
@@ -112,10 +121,16 @@ class Watcher:
         """In a process that the script forked (a loader's worker) nothing is watched."""
         self.record, self.fix = frozenset(), False
         self._sampler.stop()
+        self._follower.look(recording=False, glancing=False)
         if self._recorder is not None:
             self._recorder.muted = True
             self._recorder.__exit__(None, None, None)
             self._recorder = None
+
+    @property
+    def repaired(self) -> tuple[int, ...]:
+        """Steps whose update was replaced by remedies, or taken back for them."""
+        return tuple(self._repairs)
 
     @property
     def repaired_at(self) -> int:
@@ -127,12 +142,38 @@ class Watcher:
     def watching(self) -> bool:
         return self._recorder is None or stack.holds(self._recorder) or self._recorder.muted
 
-    def on_update(self, last: bool) -> bool:
+    def on_built(self, optimizer: Optimizer) -> None:
+        self._follower.built[optimizer] = locate(sys._getframe(1), skip=optimizer)
+
+    def on_pass(self) -> None:
+        if self._follower.glancing:
+            with self._aside(), torch.no_grad():
+                self._follower.before_pass()
+
+    def on_passed(self) -> None:
+        if self._follower.glancing:
+            with self._aside():
+                self._follower.after_pass()
+
+    def on_clip(self, limit: float, norm: Any) -> None:
+        self._follower.clipped(limit, norm)
+
+    def on_scaled(self, scaler: Any, *, skipped: bool, unscaled: bool) -> None:
+        self._follower.scaled(scaler, skipped=skipped, unscaled=unscaled)
+
+    def on_update(self, last: bool, optimizer: Optimizer | None, closure: bool) -> bool:
         self._tidy()
         self._suspended = self._recorder is not None and self._recorder.suspend()
         self._sampler.suspend()
+        if optimizer is not None:
+            with self._aside(), torch.no_grad():
+                self._follower.before_update(optimizer, closure)
         # Before the last update of a step no graph is waiting for the weights as they were.
-        return last and self._repaired()
+        if last and self._repaired():
+            return True
+        if self.fix and self._recorder is not None and self._before is None:
+            self._before = Snapshot(self.clock.optimizers)
+        return False
 
     @contextmanager
     def _resumed(self) -> Iterator[None]:
@@ -148,7 +189,10 @@ class Watcher:
     def during_update(self) -> AbstractContextManager[None]:
         return self._resumed()
 
-    def on_updated(self) -> None:
+    def on_updated(self, optimizer: Optimizer | None) -> None:
+        if optimizer is not None:
+            with self._aside(), torch.no_grad():
+                self._follower.after_update(optimizer)
         self._since = len(self.passes)
         if self._recorder is not None and self._suspended:
             self._recorder.resume()
@@ -163,7 +207,9 @@ class Watcher:
         if self._recorder is not None:
             self._end()
         self._since = len(self.passes)
-        if (self.steps + 1 in self.record and not ahead) or self._due():
+        begins = (self.steps + 1 in self.record and not ahead) or self._due()
+        self._follow(begins)
+        if begins:
             self._begin()
         self._sample()
 
@@ -177,6 +223,13 @@ class Watcher:
         self.record |= {self.steps + 2}
 
     # -- recording -------------------------------------------------------------------------------
+
+    def _follow(self, begins: bool) -> None:
+        """Whether gradients are cleared is seen in a recorded step and the one before it, and in the first two."""
+        number = self.steps + 1
+        self._follower.step = number
+        near = number <= 2 or number in self.record or number + 1 in self.record
+        self._follower.look(recording=begins, glancing=near and self.failure is None)
 
     def _due(self) -> bool:
         """After a repair the next step shows what became of it."""
@@ -229,8 +282,19 @@ class Watcher:
         if self._eager is not None:
             self._eager.__exit__(None, None, None)
             self._eager = None
-        self._judge_run()
+        if self.repaired_at < self.steps:  # else the remedies took the update's place
+            self._judge_update(recorder)
         self._announce()
+
+    def _judge_update(self, recorder: Recorder) -> None:
+        """The recorded step's update is made: what it did, what that shows, and what is to be done about it."""
+        with self._aside(), torch.no_grad():
+            updates = self._follower.updates(recorder)
+            for n, p in enumerate(self.passes):
+                if p.study.step == self.steps:
+                    self.passes[n] = Pass(replace(p.study, updates=updates), p.findings)
+        self._judge_run()
+        self._take_back()
 
     def _tidy(self) -> None:
         for recorder in self._stale:
@@ -278,7 +342,9 @@ class Watcher:
             for n in numbers[-1:] if ended else numbers:
                 earlier = tuple(p.study for p in self.passes[:n])
                 history = History(dict(self._losses), earlier, self.steps, ended)
-                study = replace(self.passes[n].study, history=history, batches=batches)
+                updates = self.passes[n].study.updates
+                updates = self._follower.refresh(updates) if updates is not None else None
+                study = replace(self.passes[n].study, history=history, batches=batches, updates=updates)
                 self.passes[n] = Pass(self.passes[n].study, self.passes[n].findings + self._findings(study, ("run",)))
         self.seconds += time.perf_counter() - begin
 
@@ -353,22 +419,34 @@ class Watcher:
         Returns:
             Whether this step's update is to be left out: the gradients are of weights that are no longer there.
         """
-        number = self.steps + 1
         fresh, self._considered = self.passes[self._considered :], len(self.passes)
-        if not self.fix or not fresh:
+        if not self._repair(fresh, self.steps + 1):
             return False
-        since = number - (self.repaired_at if self._repairs else self.passes[0].study.step)
-        if since > 1:
-            return False
-        self.repair.begin_round()
-        if not sum(self.repair.apply(found.findings) for found in fresh):
-            return False
-        self._repairs.append(number)
         for root in fresh[-1].study.models.roots.values():
             for parameter in root.parameters():
                 if parameter.grad is not None:
                     parameter.grad.detach().zero_()
         return True
+
+    def _repair(self, fresh: Sequence[Pass], number: int) -> bool:
+        """Apply what the findings of a step call for, if it is the first, follows it, or follows a repair."""
+        if not self.fix or not fresh or self.failure is not None:
+            return False
+        if number - (self.repaired_at if self._repairs else self.passes[0].study.step) > 1:
+            return False
+        self.repair.begin_round()
+        if not sum(self.repair.apply(found.findings) for found in fresh):
+            return False
+        self._repairs.append(number)
+        return True
+
+    def _take_back(self) -> None:
+        """Take an update back whose effect calls for remedies, and apply them."""
+        before, self._before = self._before, None
+        fresh = [p for p in self.passes if p.study.step == self.steps]
+        if before is not None and self._repair(fresh, self.steps):
+            with self._aside():
+                before.restore()
 
 
 _watching: weakref.WeakSet[Watcher] = weakref.WeakSet()

@@ -333,14 +333,24 @@ class Listener:
     def watching(self) -> bool:
         return True
 
-    def on_update(self, last: bool) -> bool:
+    def on_built(self, optimizer: object) -> None: ...
+
+    def on_pass(self) -> None: ...
+
+    def on_passed(self) -> None: ...
+
+    def on_clip(self, limit: float, norm: object) -> None: ...
+
+    def on_scaled(self, scaler: object, *, skipped: bool, unscaled: bool) -> None: ...
+
+    def on_update(self, last: bool, optimizer: object, closure: bool) -> bool:
         self.told.append("last" if last else "more")
         return False
 
     def during_update(self):  # type: ignore[no-untyped-def]
         raise AssertionError("no closure here")
 
-    def on_updated(self) -> None: ...
+    def on_updated(self, optimizer: object) -> None: ...
 
     def on_step(self, late: bool) -> None:
         self.told.append(late)

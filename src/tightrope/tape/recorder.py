@@ -153,6 +153,13 @@ class Recorder(TorchFunctionMode):
         if first is not None and self.tape.samples is None:
             self.tape.samples = first.shape[0]
 
+    def leaves(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """The living parameters that the step has read, each with its value's number; raw tensors are none."""
+        for held, number in self._known.values():
+            tensor = held()
+            if isinstance(tensor, torch.nn.Parameter) and self.tape.values[number].kind is Kind.PARAMETER:
+                yield number, tensor
+
     def where(self) -> str:
         """How far the step came: the call that failed, else the last one that was made."""
         if self.raised is not None:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from unittest import mock
 
 import torch
-from torch.amp.grad_scaler import GradScaler
+from torch.amp.grad_scaler import GradScaler, OptState
+from torch.nn.utils import clip_grad
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_flatten, tree_map
@@ -30,14 +31,33 @@ class Listener(Protocol):
     def watching(self) -> bool:
         """Whether calls are the script's own now; False while an observer works."""
 
-    def on_update(self, last: bool) -> bool:
-        """Parameters are about to be updated, by the `last` optimizer of the step; True asks for gradients of zero."""
+    def on_built(self, optimizer: Optimizer) -> None:
+        """An optimizer was built by the code that is running."""
+
+    def on_pass(self) -> None:
+        """A backward pass is about to start."""
+
+    def on_passed(self) -> None:
+        """A backward pass has ended; what it left in the gradients is there."""
+
+    def on_update(self, last: bool, optimizer: Optimizer | None, closure: bool) -> bool:
+        """Parameters are about to be updated, by the `last` optimizer of the step; True asks for gradients of zero.
+
+        The optimizer is None where none steps: in a script without one, or when a scaler leaves its step out. With a
+        closure it computes its gradients itself.
+        """
 
     def during_update(self) -> AbstractContextManager[None]:
         """Entered around the closure of an optimizer."""
 
-    def on_updated(self) -> None:
+    def on_updated(self, optimizer: Optimizer | None) -> None:
         """The optimizer has returned."""
+
+    def on_scaled(self, scaler: GradScaler, *, skipped: bool, unscaled: bool) -> None:
+        """A scaler has made a step or left it out; `unscaled`: the gradients had been divided by its scale before."""
+
+    def on_clip(self, limit: float, norm: Any) -> None:
+        """Gradients were clipped so that their norm, which was `norm`, is at most `limit`."""
 
     def on_step(self, late: bool) -> None:
         """A step has ended; `late`: it had ended before the passes since the last update."""
@@ -67,6 +87,9 @@ class Steps:
             enter(mock.patch.object(owner, name, self._watched(getattr(owner, name))))
         enter(mock.patch.object(Optimizer, "__init__", self._constructor(Optimizer.__init__)))
         enter(mock.patch.object(GradScaler, "step", self._scaler_step(GradScaler.step)))
+        clipping = self._clipping(clip_grad.clip_grad_norm_)
+        for owner in (clip_grad, torch.nn.utils):
+            enter(mock.patch.object(owner, "clip_grad_norm_", clipping))
         self._open.callback(register_optimizer_step_pre_hook(self._before).remove)
         self._open.callback(register_optimizer_step_post_hook(self._after).remove)
         return self
@@ -87,7 +110,10 @@ class Steps:
             try:
                 with torch._C.DisableTorchFunction():
                     self._look(args, kwargs)
+                    self.listener.on_pass()
                 result = self._dispatch(watched, function, args, kwargs)
+                with torch._C.DisableTorchFunction():
+                    self.listener.on_passed()
             finally:
                 self._depth -= 1
             if not kwargs.get("create_graph", False):
@@ -108,7 +134,7 @@ class Steps:
         """A backward pass has ended; without an optimizer that is the end of a step."""
         if self.optimizers or self._inside is not None:
             return result
-        if self.listener.on_update(True):
+        if self.listener.on_update(True, None, False):
             result = tree_map(lambda t: t.zero_() if isinstance(t, torch.Tensor) else t, result)
         self.listener.on_step(False)
         return result
@@ -139,6 +165,7 @@ class Steps:
         def init(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
             plain(optimizer, *args, **kwargs)
             self.optimizers.add(optimizer)
+            self.listener.on_built(optimizer)
 
         return init
 
@@ -149,12 +176,12 @@ class Steps:
         if id(optimizer) in self._stepped:
             self._end(late=True)
         self._inside = optimizer
-        if self.listener.on_update(self._completes(optimizer)):
+        second, named = len(args) > 1 and callable(args[1]), callable(kwargs.get("closure"))
+        if self.listener.on_update(self._completes(optimizer), optimizer, second or named):
             zero_gradients(optimizer)
-
-        if len(args) > 1 and callable(args[1]):
+        if second:
             return (args[0], self._closure(args[1]), *args[2:]), kwargs
-        if callable(kwargs.get("closure")):
+        if named:
             return args, {**kwargs, "closure": self._closure(kwargs["closure"])}
         return None
 
@@ -172,7 +199,7 @@ class Steps:
         if self._inside is not optimizer:
             return
         self._inside = None
-        self.listener.on_updated()
+        self.listener.on_updated(optimizer)
         self._count(optimizer)
 
     def _scaler_step(self, plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -181,17 +208,34 @@ class Steps:
         @functools.wraps(plain)
         def step(scaler: GradScaler, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
             seen: list[Optimizer] = []
+            unscaled = scaler.is_enabled() and _stage(scaler, optimizer) is OptState.UNSCALED
             with _noting(seen):
                 result = plain(scaler, optimizer, *args, **kwargs)
-            if optimizer not in seen:
+            skipped = optimizer not in seen
+            if scaler.is_enabled():
+                self.listener.on_scaled(scaler, skipped=skipped, unscaled=unscaled)
+            if skipped:
                 if id(optimizer) in self._stepped:
                     self._end(late=True)
-                self.listener.on_update(False)
-                self.listener.on_updated()
+                self.listener.on_update(False, None, False)
+                self.listener.on_updated(None)
                 self._count(optimizer)
             return result
 
         return step
+
+    def _clipping(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """Clipping by the norm; a script that took the function's name keeps it, and nothing is told afterwards."""
+
+        @functools.wraps(plain)
+        def clip(parameters: Any, max_norm: Any, *args: Any, **kwargs: Any) -> Any:
+            norm = plain(parameters, max_norm, *args, **kwargs)
+            if isinstance(max_norm, (int, float)) and self.listener.watching():
+                with torch._C.DisableTorchFunction():
+                    self.listener.on_clip(float(max_norm), norm)
+            return norm
+
+        return clip
 
     def _completes(self, optimizer: Optimizer) -> bool:
         """Whether the step ends with this optimizer's update."""
@@ -208,6 +252,12 @@ class Steps:
         self._cycle = frozenset(self._stepped)
         self._stepped.clear()
         self.listener.on_step(late)
+
+
+def _stage(scaler: GradScaler, optimizer: Optimizer) -> OptState:
+    """How far a scaler has come with an optimizer's gradients."""
+    stage: OptState = scaler._per_optimizer_states[id(optimizer)]["stage"]
+    return stage
 
 
 @contextmanager
