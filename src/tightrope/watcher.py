@@ -340,8 +340,9 @@ class Watcher:
             loader = self._loaders.latest
             batches = gather(self._sampler, loader, self._loaders.built(loader)) if numbers else None
             for n in numbers[-1:] if ended else numbers:
-                earlier = tuple(p.study for p in self.passes[:n])
-                history = History(dict(self._losses), earlier, self.steps, ended)
+                earlier = tuple(p.study for p in self.passes[:n] if p.study.step > self.repaired_at)
+                losses = {step: found for step, found in self._losses.items() if step > self.repaired_at}
+                history = History(losses, earlier, self.steps, ended)
                 updates = self.passes[n].study.updates
                 updates = self._follower.refresh(updates) if updates is not None else None
                 study = replace(self.passes[n].study, history=history, batches=batches, updates=updates)
@@ -438,6 +439,7 @@ class Watcher:
         if not sum(self.repair.apply(found.findings) for found in fresh):
             return False
         self._repairs.append(number)
+        self._follower.forget()
         return True
 
     def _take_back(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import weakref
@@ -29,13 +30,11 @@ CALLS = 4096
 
 def rms(x: Tensor) -> float:
     """Root mean square; of a sparse gradient over all its elements."""
-    total = x.numel()
+    total = max(x.numel(), 1)
     if x.is_sparse:
         x = x.coalesce().values()
-    return (
-        float(torch.linalg.vector_norm(x.detach(), dtype=torch.float32 if x.dtype.itemsize < 4 else None))
-        / max(total, 1) ** 0.5
-    )
+    wide = torch.float32 if x.dtype.itemsize < 4 else None
+    return float(torch.linalg.vector_norm(x.detach(), dtype=wide)) / math.sqrt(total)
 
 
 def sample(x: Tensor, most: int = WHOLE) -> Tensor:
@@ -94,6 +93,14 @@ class Follower:
         self._order: list[int] = []
         self._left: dict[int, tuple[Tensor, Tensor, int, float]] = {}
         self._closure = False
+
+    def forget(self) -> None:
+        """Begin anew after a repair: what was seen before was of another run."""
+        self._leftovers.clear()
+        self._norms.clear()
+        self._first.clear()
+        self._scaling = None
+        self._rates = {key: {} for key in self._rates}
 
     # -- passes ----------------------------------------------------------------------------------
 
@@ -192,13 +199,12 @@ class Follower:
                 if kept == id(p.grad) and id(p) not in self._cleared and old > 0:
                     shares.append(old / max(rms(p.grad), 1e-45))
         if shares:
-            group = next(iter(self._describe(optimizer)))
-            place = locate(sys._getframe(1))
-            share = statistics.median(shares)
-            self._leftovers.append(Leftover(self.step, group, len(shares), total, share, place))
+            first = next(iter(self._describe(optimizer)))
+            place, share = locate(sys._getframe(1)), statistics.median(shares)
+            self._leftovers.append(Leftover(self.step, first, len(shares), total, share, place))
 
     def _describe(self, optimizer: Optimizer) -> Iterator[Group]:
-        known = [o for o in self.optimizers]
+        known = list(self.optimizers)
         order = {id(o): n for n, o in enumerate(sorted(known, key=lambda o: self._place(o)))}
         for index, group in enumerate(optimizer.param_groups):
             settings = {key: value for key, value in group.items() if key != "params"}

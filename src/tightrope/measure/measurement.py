@@ -167,6 +167,8 @@ class Meter:
         self.broken = set()
 
     def on_gradient(self, value: Value, gradient: Tensor) -> None:
+        if gradient.is_sparse:  # of an embedding: the rows that no sample named are zero
+            gradient = gradient.to_dense()
         if gradient.numel() and gradient.is_floating_point():
             law = self.gradients[value.id] = estimate(gradient, self.axes[value.id])
             if not law.finite and not bool(torch.isfinite(gradient).all()):

@@ -6,9 +6,9 @@ Law       backward adds to the gradients that are there. Without clearing, updat
           the new one, whose share falls like 1/t.
 Evidence  for every parameter whether a backward pass added to a gradient that its optimizer's last update had read,
           with no pass in between that found it cleared; the old gradient's norm beside that of the sum.
-Verdict   `fault` when most parameters of an optimizer keep a gradient of a tenth of the sum or more, `warning` when some
-          do. Gradients of several passes before one update (accumulation) and gradients that another loss left and the
-          next step clears are no such thing.
+Verdict   `fault` when most parameters of an optimizer keep a gradient of a tenth of the sum or more, `warning` when
+          some do. Gradients of several passes before one update (accumulation) and gradients that another loss
+          left and the next step clears are no such thing.
 Remedy    clear the gradients before the backward pass (`clear-gradients`); in memory, after each update.
 Limits    looked for in the first two steps, the recorded steps and the ones before them. Sparse gradients count as
           cleared.
@@ -52,8 +52,8 @@ def judge(updates: Updates) -> Iterator[Finding]:
             Evidence("parameters that keep their gradient", left.parameters, 0.0),
         )
         fact = (
-            f"{left.parameters} of {left.of} gradients that {left.group.kind} reads at step {left.step} still hold those "
-            f"of earlier steps, {left.share:.3g} of their norm; cleared gradients: 0"
+            f"{left.parameters} of {left.of} gradients that {left.group.kind} reads at step {left.step} still hold "
+            f"what earlier steps left, {left.share:.3g} of their norm; cleared gradients hold 0"
         )
         yield Finding("missing-zero-grad", severity, "", str(left.location), fact, evidence)
 

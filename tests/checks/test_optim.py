@@ -1,0 +1,416 @@
+"""Training loops, sick and healthy, as the checks on optimizers see them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tightrope.checks.registry import all_checks
+from tightrope.finding import Finding, Severity
+from tightrope.run import rehearse
+
+Loop = Callable[[], None]
+OPTIM = {name for name, check in all_checks().items() if check.module.__name__.startswith("tightrope.checks.optim")}
+HEALTHY: dict[str, Loop] = {}
+STEPS = 24
+
+
+def healthy(loop: Loop) -> Loop:
+    HEALTHY[loop.__name__] = loop
+    return loop
+
+
+def net(*sizes: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for n, m in pairwise(sizes):
+        layers += [nn.Linear(n, m), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def batch(n: int = 64) -> tuple[Tensor, Tensor]:
+    x = torch.randn(n, 16)
+    return x, x[:, :4].argmax(1)
+
+
+def findings(loop: Loop, *, fix: bool = False) -> list[Finding]:
+    """What the checks on optimizers say of a loop."""
+    run = rehearse(loop, record=(1, 10), fix=fix)
+    report = run.after if fix else run.report
+    assert report is not None
+    assert not any("Observation stopped" in note for note in report.notes)
+    return [f for f in report.findings if f.check in OPTIM]
+
+
+def names(loop: Loop) -> list[str]:
+    return sorted(f.check for f in findings(loop))
+
+
+# -- healthy loops -------------------------------------------------------------------------------
+
+
+@healthy
+def accumulation() -> None:
+    model = net(16, 32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4 * STEPS):
+        x, y = batch(16)
+        (F.cross_entropy(model(x), y) / 4).backward()
+        if step % 4 == 3:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=step % 8 == 3)
+
+
+@healthy
+def gan() -> None:
+    generator, critic = net(4, 32, 2), net(2, 32, 1)
+    first = torch.optim.Adam(generator.parameters(), lr=1e-3)
+    second = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    loss = F.binary_cross_entropy_with_logits
+    for _ in range(STEPS):
+        fake = generator(torch.randn(64, 4))
+        second.zero_grad()
+        (
+            loss(critic(torch.randn(64, 2) + 2), torch.ones(64, 1)) + loss(critic(fake.detach()), torch.zeros(64, 1))
+        ).backward()
+        second.step()
+        first.zero_grad()
+        loss(critic(fake), torch.ones(64, 1)).backward()
+        first.step()
+
+
+@healthy
+def critic_five_times_and_generator_accumulating() -> None:
+    generator, critic = net(4, 32, 2), net(2, 32, 1)
+    first = torch.optim.Adam(generator.parameters(), lr=1e-3)
+    second = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    for step in range(2 * STEPS):
+        fake = generator(torch.randn(64, 4))
+        (-critic(fake).mean()).backward()
+        critic.zero_grad()
+        (critic(fake.detach()).mean() - critic(torch.randn(64, 2) + 2).mean()).backward()
+        second.step()
+        second.zero_grad()
+        if step % 5 == 4:
+            first.step()
+            first.zero_grad()
+
+
+@healthy
+def alternating_optimizers_share_a_loss() -> None:
+    model = nn.Sequential(net(16, 32), nn.ReLU(), net(32, 4))
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[0], model[2])]  # type: ignore[arg-type]
+    for step in range(2 * STEPS):
+        optimizer = optimizers[step % 2]
+        x, y = batch()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+@healthy
+def lbfgs() -> None:
+    model = net(16, 8, 4)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
+    x, y = batch()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(12):
+        optimizer.step(closure)
+
+
+@healthy
+def two_passes_a_step() -> None:
+    """Sharpness-aware: a step up, a second gradient there, a step from the old place."""
+    model = net(16, 32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(STEPS):
+        x, y = batch()
+        F.cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            ups = [0.05 * p.grad / (p.grad.norm() + 1e-12) for p in model.parameters() if p.grad is not None]
+            for p, up in zip(model.parameters(), ups, strict=True):
+                p.add_(up)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            for p, up in zip(model.parameters(), ups, strict=True):
+                p.sub_(up)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@healthy
+def gradients_written_by_hand() -> None:
+    model = net(16, 32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(STEPS):
+        x, y = batch()
+        found = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+        for p, g in zip(model.parameters(), found, strict=True):
+            if p.grad is None:
+                p.grad = g
+            else:
+                p.grad.copy_(g)
+        optimizer.step()
+
+
+@healthy
+def updated_by_hand() -> None:
+    model = net(16, 32, 4)
+    for _ in range(STEPS):
+        x, y = batch()
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                assert p.grad is not None
+                p -= 0.1 * p.grad
+
+
+@healthy
+def master_copies() -> None:
+    """The optimizer holds copies, whose numbers are written back."""
+    model = net(16, 32, 4)
+    masters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    optimizer = torch.optim.SGD(masters, lr=0.1)
+    for _ in range(STEPS):
+        x, y = batch()
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        for master, p in zip(masters, model.parameters(), strict=True):
+            master.grad = p.grad
+        optimizer.step()
+        with torch.no_grad():
+            for master, p in zip(masters, model.parameters(), strict=True):
+                p.copy_(master)
+
+
+@healthy
+def mean_teacher() -> None:
+    student = net(16, 32, 4)
+    teacher = copy.deepcopy(student)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for _ in range(STEPS):
+        x, y = batch()
+        with torch.no_grad():
+            wanted = teacher(x + 0.1 * torch.randn_like(x)).softmax(1)
+        out = student(x)
+        optimizer.zero_grad()
+        (F.cross_entropy(out, y) + F.mse_loss(out.softmax(1), wanted)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+                slow.lerp_(fast, 0.05)
+
+
+@healthy
+def target_network() -> None:
+    online = net(4, 32, 2)
+    target = copy.deepcopy(online)
+    optimizer = torch.optim.RMSprop(online.parameters(), lr=1e-3)
+    for step in range(STEPS):
+        s, a, r, after = torch.randn(32, 4), torch.randint(0, 2, (32, 1)), torch.randn(32), torch.randn(32, 4)
+        wanted = r + 0.9 * target(after).max(1).values.detach()
+        optimizer.zero_grad()
+        F.smooth_l1_loss(online(s).gather(1, a).squeeze(1), wanted).backward()
+        optimizer.step()
+        if step % 10 == 0:
+            target.load_state_dict(online.state_dict())
+
+
+@healthy
+def actor_and_critic_with_their_own_optimizers() -> None:
+    actor, critic = net(4, 32, 2), net(6, 32, 1)
+    first = torch.optim.Adam(actor.parameters(), lr=1e-3)
+    second = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    for _ in range(STEPS):
+        s, a, r = torch.randn(32, 4), torch.randn(32, 2), torch.randn(32, 1)
+        second.zero_grad()
+        F.mse_loss(critic(torch.cat([s, a], 1)), r).backward()
+        second.step()
+        first.zero_grad()
+        (-critic(torch.cat([s, actor(s).tanh()], 1)).mean()).backward()
+        first.step()
+
+
+@healthy
+def image_optimised_through_a_net() -> None:
+    """Features of a fixed net whose parameters ask for gradients that nobody uses."""
+    features = net(16, 32, 4)
+    image = torch.randn(8, 16, requires_grad=True)
+    optimizer = torch.optim.Adam([image], lr=1e-2)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        features(image).square().mean().backward()
+        optimizer.step()
+
+
+@healthy
+def frozen_backbone() -> None:
+    model = nn.Sequential(net(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+    for _ in range(STEPS):
+        x, y = batch()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+@healthy
+def tied_weights() -> None:
+    torch.manual_seed(0)
+    table, head = nn.Embedding(20, 16), nn.Linear(16, 20, bias=False)
+    head.weight = table.weight
+    model = nn.Sequential(table, head)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(STEPS):
+        x = torch.randint(0, 20, (64,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), (x + 1) % 20).backward()
+        optimizer.step()
+
+
+@healthy
+def sparse_embedding() -> None:
+    torch.manual_seed(0)
+    table, head = nn.Embedding(1000, 16, sparse=True), nn.Linear(16, 4)
+    optimizers = [torch.optim.SparseAdam(list(table.parameters()), lr=1e-3), torch.optim.Adam(head.parameters(), 1e-3)]
+    for _ in range(STEPS):
+        x = torch.randint(0, 1000, (64,))
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        F.cross_entropy(head(table(x)), x % 4).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_healthy_loops_raise_no_alarm(name: str) -> None:
+    found = [f for f in findings(HEALTHY[name]) if f.severity is not Severity.ADVICE]
+    assert [f"{f.check}: {f.summary}" for f in found] == []
+
+
+# -- gradients that are not cleared --------------------------------------------------------------
+
+
+def never_cleared(*, cleared: int = 0) -> None:
+    model = net(16, 32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(STEPS):
+        x, y = batch()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        if cleared and step % cleared == cleared - 1:
+            optimizer.zero_grad()
+
+
+def test_the_share_of_what_was_left_is_its_norm() -> None:
+    """Two equal gradients: the old one is half of what the optimizer reads."""
+
+    def train() -> None:
+        weight = nn.Linear(3, 1, bias=False)
+        optimizer = torch.optim.SGD(weight.parameters(), lr=0.0)
+        for _ in range(2):
+            weight(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+
+    (found,) = (f for f in findings(train) if f.check == "missing-zero-grad")
+    assert found.severity is Severity.FAULT
+    assert found.evidence[0].measured == pytest.approx(0.5)
+    assert found.location.endswith(f"test_optim.py:{train.__code__.co_firstlineno + 5}")
+
+
+def test_gradients_that_are_cleared_now_and_then_are_stale_in_between() -> None:
+    assert "missing-zero-grad" in names(lambda: never_cleared(cleared=3))
+    assert "missing-zero-grad" not in names(lambda: never_cleared(cleared=1))
+
+
+def test_clearing_in_memory_trains_as_clearing_in_the_source_does() -> None:
+    assert "missing-zero-grad" not in [f.check for f in findings(never_cleared, fix=True)]
+
+
+# -- parameters that nobody updates --------------------------------------------------------------
+
+
+def test_a_head_that_was_replaced_is_named_with_the_optimizer_s_line() -> None:
+    def train() -> None:
+        model = net(16, 32, 7)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model[2] = nn.Linear(32, 4)
+        for _ in range(3):
+            x, y = batch()
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    (found,) = (f for f in findings(train) if f.check == "parameter-not-optimised")
+    assert "2 parameters of no model" in found.summary
+    assert found.location.endswith(f"test_optim.py:{train.__code__.co_firstlineno + 2}")
+    assert "parameter-not-optimised" not in [f.check for f in findings(train, fix=True)]
+
+
+def test_a_trained_backbone_outside_the_optimizer_is_no_fault() -> None:
+    def train() -> None:
+        model = net(16, 32, 4)
+        with torch.no_grad():
+            model[0].weight[:, :4] *= 6
+        optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+        for _ in range(12):
+            x, y = batch()
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    assert [f.severity for f in findings(train) if f.check == "parameter-not-optimised"] == [Severity.ADVICE]
+
+
+def test_an_optimizer_that_never_steps_is_named_at_the_end() -> None:
+    def train() -> None:
+        first, second = net(4, 32, 2), net(2, 32, 1)
+        stepping = torch.optim.SGD(second.parameters(), lr=0.1)
+        resting = torch.optim.SGD(first.parameters(), lr=0.1)
+        for _ in range(12):
+            stepping.zero_grad()
+            resting.zero_grad()
+            second(first(torch.randn(8, 4))).square().mean().backward()
+            stepping.step()
+
+    (found,) = (f for f in findings(train) if f.check == "parameter-not-optimised")
+    assert "has not stepped" in found.summary
+    assert found.location.endswith(f"test_optim.py:{train.__code__.co_firstlineno + 3}")
+
+
+# -- what is seen --------------------------------------------------------------------------------
+
+
+def test_watching_changes_no_number() -> None:
+    def train(out: list[float]) -> None:
+        model = net(16, 32, 4)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(14):
+            x, y = batch()
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            out.append(loss.item())
+
+    plain: list[float] = []
+    watched: list[float] = []
+    train(plain)
+    rehearse(lambda: train(watched))
+    assert watched == plain
