@@ -16,7 +16,7 @@ LAYERS = (
     ("predict",),
     ("measure",),
     ("compare",),
-    ("finding", "inputs", "study", "subject"),
+    ("evaluation", "finding", "inputs", "study", "subject"),
     ("loader", "step"),
     ("checks",),
     ("initialize",),

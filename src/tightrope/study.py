@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tightrope.compare import Comparison, compare
+from tightrope.evaluation import Evaluation
 from tightrope.measure.batches import Batches
 from tightrope.measure.measurement import Measurement
 from tightrope.measure.updates import Updates
@@ -82,6 +83,7 @@ class Study:
         history: the run that the step belongs to, from the step's update on; None before it and without a run.
         batches: the data of the first steps of the run, or of the loader; None where they are not known.
         updates: what the optimizers did in the step; None before the update and without one.
+        evaluation: the latest evaluation pass of the run that was recorded; None before it and without a run.
     """
 
     tape: Tape
@@ -94,6 +96,7 @@ class Study:
     history: History | None = None
     batches: Batches | None = None
     updates: Updates | None = None
+    evaluation: Evaluation | None = None
 
     @classmethod
     def of(cls, forecast: Forecast, measurement: Measurement, **objects: Any) -> Study:

@@ -19,6 +19,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from tightrope.diagnose import diagnose
+from tightrope.evaluation import Evaluations
 from tightrope.finding import Finding
 from tightrope.isolation import raised_at, undisturbed
 from tightrope.measure.batches import gather
@@ -83,6 +84,7 @@ class Watcher:
         self._recorder: Recorder | None = None
         self._sampler = Sampler()
         self._loaders = Loaders()
+        self._evaluations = Evaluations(lambda: self.steps if self._recorder is None else None, self._step_aside)
         self._meter = Meter()
         self._stale: list[Recorder] = []
         self._open = ExitStack()
@@ -105,6 +107,7 @@ class Watcher:
         self._open.enter_context(mock.patch.object(torch, "compile", self._compiler(torch.compile)))
         self._open.enter_context(self._loaders)
         self._follow(1 in self.record)
+        self._open.enter_context(self._evaluations)
         if 1 in self.record:
             self._begin()
         else:
@@ -122,6 +125,7 @@ class Watcher:
         self.record, self.fix = frozenset(), False
         self._sampler.stop()
         self._follower.look(recording=False, glancing=False)
+        self._evaluations.disarm()
         if self._recorder is not None:
             self._recorder.muted = True
             self._recorder.__exit__(None, None, None)
@@ -146,6 +150,7 @@ class Watcher:
         self._follower.built[optimizer] = locate(sys._getframe(1), skip=optimizer)
 
     def on_pass(self) -> None:
+        self._evaluations.on_training()
         if self._follower.glancing:
             with self._aside(), torch.no_grad():
                 self._follower.before_pass()
@@ -284,6 +289,7 @@ class Watcher:
             self._eager = None
         if self.repaired_at < self.steps:  # else the remedies took the update's place
             self._judge_update(recorder)
+        self._evaluations.arm()
         self._announce()
 
     def _judge_update(self, recorder: Recorder) -> None:
@@ -345,7 +351,10 @@ class Watcher:
                 history = History(losses, earlier, self.steps, ended)
                 updates = self.passes[n].study.updates
                 updates = self._follower.refresh(updates) if updates is not None else None
-                study = replace(self.passes[n].study, history=history, batches=batches, updates=updates)
+                study = replace(
+                    self.passes[n].study, history=history, batches=batches, updates=updates,
+                    evaluation=self._evaluations.latest,
+                )  # fmt: skip
                 self.passes[n] = Pass(self.passes[n].study, self.passes[n].findings + self._findings(study, ("run",)))
         self.seconds += time.perf_counter() - begin
 
@@ -377,6 +386,7 @@ class Watcher:
 
     def _step_aside(self, error: Exception) -> None:
         self.failure = error
+        self._evaluations.disarm()
         text = str(error).splitlines()[0] if str(error) else ""
         where = raised_at(error)
         what = f"{type(error).__name__}: {text} ({where})"
