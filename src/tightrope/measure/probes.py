@@ -20,6 +20,8 @@ FEATURES = 1 << 16
 """Most features whose scales are kept one by one."""
 ROWS = 512
 """Rows of a softmax that are looked at; the standard error of their mean logit spread is below 2 %."""
+PEAK = 0.99
+"""Weight of one key from which on a row passes less than a twenty-fifth of the largest gradient, w (1 - w) of 1/4."""
 SLOPE = 0.1
 """The sweet spot of a function: where its slope is at least this share of the largest slope."""
 
@@ -50,11 +52,15 @@ class Rows:
         keys: number of positions that are not masked.
         logit_std: standard deviation of the logits within a row.
         entropy: of the row, as a share of the largest possible, ln(keys).
+        effective: effective number of keys, 1 / sum of the squared weights.
+        sharp: share of the rows in which one key has more than `PEAK` of the weight.
     """
 
     keys: float
     logit_std: float
     entropy: float
+    effective: float = math.nan
+    sharp: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,11 @@ def _rows(p: Tensor) -> Rows | None:
     mean = log.sum(-1) / count
     spread = torch.where(inside, (log - mean.unsqueeze(-1)).square(), torch.zeros_like(p)).sum(-1) / count
     entropy = -(p * log).sum(-1) / count.log()
-    return Rows(float(count.mean()), float(spread.mean().sqrt()), float(entropy.mean()))
+    effective, sharp = 1 / p.square().sum(-1), p.amax(-1) > PEAK
+    return Rows(
+        float(count.mean()), float(spread.mean().sqrt()), float(entropy.mean()), float(effective.mean()),
+        float(sharp.double().mean()),
+    )  # fmt: skip
 
 
 def sweet_spot(entry: Entry) -> SweetSpot | None:

@@ -1,4 +1,4 @@
-"""`attention-scale`: give attention logits the factor 1 / sqrt(d)."""
+"""`attention-scale` and `qk-norm`: bring attention logits to unit scale."""
 
 from __future__ import annotations
 
@@ -30,16 +30,37 @@ def attention_scale(study: Study, finding: Finding) -> Remedy | None:
     found = next((a for a in attentions(study.tape, made) if a.entry.index == finding.index), None)
     if found is None:
         return None
+    rows = study.measurement.rows.get(found.entry.outputs[0])
+    if finding.check == "attention-saturation" and rows is not None:
+        return Remedy(
+            "attention-scale", "Bring the attention logits to unit standard deviation",
+            f"query = query / {rows.logit_std:.3g}  # or draw the weights of q and k with std n_in**-0.5",
+            "none: the query projection takes the factor in memory", Safety.SAFE,
+            _action(study, made, found, 1 / rows.logit_std),
+        )  # fmt: skip
+    if rows is not None and rows.logit_std == 0:
+        patch = "nn.init.xavier_uniform_(query.weight); nn.init.xavier_uniform_(key.weight)"
+        return Remedy("attention-scale", "Draw the weights of q and k", patch, "none", Safety.ADVICE)
     patch = "logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])"
     if found.entry.op == "scaled_dot_product_attention":
         patch = "scaled_dot_product_attention(query, key, value)  # without scale=, which is 1/sqrt(d) then"
     return Remedy(
         "attention-scale", f"Scale the attention logits by 1/sqrt({found.width})", patch,
-        "none: the query projection takes the factor in memory", Safety.SAFE, _action(study, made, found),
+        "none: the query projection takes the factor in memory", Safety.SAFE,
+        _action(study, made, found, found.width**-0.5 / found.factor),
     )  # fmt: skip
 
 
-def _action(study: Study, made: dict[int, Entry], found: Attention) -> Callable[[], None] | None:
+@remedy("qk-norm")
+def qk_norm(study: Study, finding: Finding) -> Remedy:
+    """Bound the logits whatever becomes of the weights."""
+    patch = "query, key = F.rms_norm(query, query.shape[-1:]), F.rms_norm(key, key.shape[-1:])"
+    cost = "two normalisations a layer; sharp attention then needs a learned gain"
+    return Remedy("qk-norm", "Normalise queries and keys before their product", patch, cost, Safety.ADVICE)
+
+
+def _action(study: Study, made: dict[int, Entry], found: Attention, factor: float) -> Callable[[], None] | None:
+    """Multiply what makes the queries by a factor; None where that is no live projection."""
     tape = study.tape
     entry = made.get(found.source)
     if entry is None or entry.op not in ("linear", "addmm"):
@@ -53,7 +74,6 @@ def _action(study: Study, made: dict[int, Entry], found: Attention) -> Callable[
     live = [p for p in (parameter(study, name) for name in names) if p is not None]
     if not live or len(live) != len(names):
         return None
-    factor = found.width**-0.5 / found.factor
 
     def act() -> None:
         with torch.no_grad():
@@ -92,4 +112,4 @@ def _replay(entry: Entry, x: Tensor, position: int) -> Tensor:
     return tensors[position]
 
 
-__all__ = ["attention_scale"]
+__all__ = ["attention_scale", "qk_norm"]

@@ -205,7 +205,7 @@ def _finding(study: Study, found: Attention, rows: Rows) -> Finding:
     )  # fmt: skip
 
 
-class _Attention(nn.Module):
+class Example(nn.Module):
     """One head of self-attention over 16 tokens, with a given factor on its logits."""
 
     def __init__(self, factor: float) -> None:
@@ -235,4 +235,4 @@ def healthy() -> Subject:
 
 def _net(factor: float) -> Subject:
     torch.manual_seed(0)
-    return Subject(_Attention(factor), (torch.randn(16, 16, 64), torch.arange(16) % 4), F.cross_entropy)
+    return Subject(Example(factor), (torch.randn(16, 16, 64), torch.arange(16) % 4), F.cross_entropy)
