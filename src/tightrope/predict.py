@@ -20,6 +20,7 @@ from tightrope.roles import Axes
 from tightrope.rules import fixed, numerical
 from tightrope.rules.adjoint import joined
 from tightrope.rules.attention_law import AttentionLaw, attention_laws
+from tightrope.rules.noise import FRESH
 from tightrope.rules.registry import Call, Gradients, Rule, find
 from tightrope.rules.state import State, evened
 from tightrope.rules.weights import weight_state
@@ -148,6 +149,7 @@ class Sweep:
         self.by_law = weights == "laws"
         self.drawn = self.by_law or bool(bare)
         self.trivial: set[int] = set()
+        self.declared: set[int] = set()  # values made of chance alone: their law is what the program says it is
         self.simulated: list[Entry] = []
         self.unknown: list[tuple[Entry, str]] = []
         self.lawless: dict[int, str] = {}
@@ -228,7 +230,9 @@ class Sweep:
         outputs = [n for n in entry.outputs if self.tape.values[n].is_float]
         for number, state in zip(outputs, states, strict=False):
             self.states[number] = evened(state) if self.drawn else state
-        if found is not None and found.trivial:
+        if entry.op in FRESH or (entry.inputs and self.declared.issuperset(entry.inputs)):
+            self.declared.update(entry.outputs)
+        if (found is not None and found.trivial) or self.declared.issuperset(entry.outputs):
             self.trivial.add(entry.index)
         self.calls.append((call, found))
 

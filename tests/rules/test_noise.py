@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tightrope as tr
 
@@ -39,3 +39,19 @@ def test_everything_dropped_is_zero() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(1.0))
     forecast = tr.predict(model, torch.randn(64, 8))
     assert forecast.laws[forecast.tape.entries[1].outputs[0]].rms == 0.0
+
+
+def test_what_is_made_of_chance_alone_is_no_row_of_its_own() -> None:
+    """Its law is the program's word: a mask of few draws says nothing of the forecast."""
+
+    class DropPath(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = x.new_empty(len(x), 1).bernoulli_(0.9).div_(0.9)
+            return x * mask + torch.randn_like(x) * x
+
+    x = torch.randn(8, 16, requires_grad=True)
+    model = nn.Sequential(nn.Linear(16, 16), DropPath())
+    rows = tr.compare(tr.predict(model, x), tr.measure(model, x)).rows
+    told = {row.op for row in rows if not row.trivial}
+    assert told.isdisjoint({"bernoulli", "div", "randn_like"})
+    assert {"linear", "mul", "add"} <= told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import tightrope as tr
 from oracles import check_rule
@@ -58,3 +58,27 @@ def test_moving_is_trivial() -> None:
     ops = {e.op for e in forecast.tape.entries if e.index in forecast.trivial}
     assert {"reshape", "permute", "flatten"} <= ops
     assert "linear" not in ops
+
+
+class Merging(nn.Module):
+    """Averages tokens of a window, after the four tokens of each square became channels of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.reduce = nn.Linear(16, 16), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        mixed = (x.new_zeros(n, 64, 64) + 1 / 64 + 0 * x.sum(-1, keepdim=True)) @ self.value(x)
+        square = mixed.reshape(n, 4, 2, 4, 2, 16).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return self.reduce(square).mean((1, 2))
+
+
+def test_sites_that_became_channels_share_no_gradient() -> None:
+    """The gradient that all squares share reaches the four places of a square through different weights."""
+    torch.manual_seed(0)
+    model, x = Merging(), torch.randn(64, 64, 16)
+    rows = tr.compare(tr.predict(model, x), tr.measure(model, x)).rows
+    value = next(row for row in rows if row.module == "value")
+    assert value.measured_grad_rms is not None
+    assert value.predicted_grad_rms == pytest.approx(value.measured_grad_rms, rel=0.1)

@@ -8,6 +8,12 @@ from tightrope.roles import Role
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import State
 
+FRESH = frozenset((
+    "randn", "randn_like", "rand", "rand_like", "empty", "empty_like", "new_empty", "zeros", "zeros_like", "new_zeros",
+    "ones", "ones_like", "new_ones", "full", "full_like", "new_full",
+))  # fmt: skip
+"""Operations whose result depends on no number that they are given a tensor of."""
+
 
 @rule("dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout")
 def dropout(call: Call) -> State:

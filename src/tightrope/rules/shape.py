@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tightrope.roles import Axes
+from tightrope.roles import Axes, Role
 from tightrope.rules.lags import aligned, white
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.sites import settled
@@ -52,7 +53,30 @@ def reshaped(call: Call) -> State:
 def _(call: Call, upstream: State) -> Gradients:
     number = call.id(0, "input")
     assert number is not None
-    return {number: reshape(upstream, call.input.axes)}
+    made = reshape(upstream, call.input.axes)
+    return {number: parted(made, _freed(call.axes[0], call.input.axes))}
+
+
+def _freed(before: Axes, after: Axes) -> int:
+    """Number of sites that stood beside channels in one dimension, each with a draw of its own, and no longer do."""
+    held = [axis for dim in before.dims if any(a.role is Role.CHANNEL for a in dim) for axis in dim]
+    kept = [axis for dim in after.dims if any(a.role is Role.CHANNEL for a in dim) for axis in dim]
+    sizes = [[a.size for a in axes if a.role is Role.SITE] for axes in (held, kept)]
+    return max(math.prod(sizes[0]) // math.prod(sizes[1]), 1)
+
+
+def parted(state: State, groups: int) -> State:
+    """Sites in groups that share nothing with one another, where each group shares what it has.
+
+    As one state has one amplitude for all sites, so much stays shared that the sum over all sites keeps its variance:
+    (n - 1) of (g n - 1) for g groups of n sites.
+    """
+    sites = state.axes.count(Role.SITE)
+    if groups == 1 or sites == groups:
+        return state
+    kept = (sites / groups - 1) / (sites - 1)
+    site, residual = state.site + state.constant * (1 - kept), state.residual + state.sample * (1 - kept)
+    return replace(state, constant=state.constant * kept, sample=state.sample * kept, site=site, residual=residual)
 
 
 def reshape(state: State, axes: Axes) -> State:
