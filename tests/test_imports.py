@@ -10,7 +10,7 @@ import tightrope
 
 ROOT = Path(tightrope.__file__).parent
 LAYERS = (
-    ("edit", "errors", "isolation", "law", "roles", "version"),
+    ("edit", "errors", "groups", "isolation", "law", "roles", "version"),
     ("nn", "tape"),
     ("rules",),
     ("predict",),

@@ -1,9 +1,11 @@
 """tightrope: the law of every tensor of a training step, predicted, measured and corrected."""
 
+from tightrope import nn
 from tightrope.check import check
 from tightrope.compare import Comparison, compare
 from tightrope.errors import TightropeError
 from tightrope.finding import Finding, Remedy
+from tightrope.groups import param_groups
 from tightrope.initialize import initialize
 from tightrope.law import Law
 from tightrope.measure import Measurement
@@ -28,6 +30,8 @@ __all__ = [
     "compare",
     "initialize",
     "measure",
+    "nn",
+    "param_groups",
     "predict",
     "scaling",
 ]
