@@ -55,7 +55,7 @@ class Law:
     @property
     def second_moment(self) -> float:
         """E[x^2] over all elements."""
-        return self.mean**2 + self.variance
+        return self.mean * self.mean + self.variance  # a product overflows to infinity, a power raises
 
     @property
     def rms(self) -> float:

@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from tightrope.predict import Forecast
 from tightrope.rules.amplitude import OMEGA
-from tightrope.rules.state import State
+from tightrope.rules.extremes import extreme, largest
 from tightrope.scaling import weights_alone
 from tightrope.tape.tape import Entry, Kind
 
@@ -28,7 +26,6 @@ BITS = {"fp16": 11, "bf16": 8}
 """Bits of the significand: half an ulp is at most 2^-bits of a number."""
 LOST = 0.01
 """Share of a tensor's gradients that may fall to zero."""
-SQUARES = frozenset({"pow", "square"})
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def precision(forecast: Forecast) -> Precision:
         if tape.values[number].is_float and tape.values[number].kind is Kind.RESULT and number not in own
     ]  # fmt: skip
     tensors = [(e, n) for e, n in made if n in states and math.prod(tape.values[n].shape) > 1]
-    values = [(largest(forecast, entry, number), entry) for entry, number in tensors]
+    values = [(largest(tape, states, entry, number), entry) for entry, number in tensors]
     scores = [Spot(law.max_logit, law.module, "score") for law in forecast.attention]
     reached = [(gradients[n].rms, math.prod(tape.values[n].shape), e) for e, n in made if n in gradients]
     reached = [(rms, count, entry) for rms, count, entry in reached if rms > 0 and math.isfinite(rms)]
@@ -119,32 +116,6 @@ def precision(forecast: Forecast) -> Precision:
         _most(values), max(scores, key=lambda spot: spot.value, default=None), _most(peaks), zeroed,
         _least([(rms, entry) for rms, _, entry in reached]), _least(branches), _most(list(_loudness(forecast))),
     )  # fmt: skip
-
-
-def largest(forecast: Forecast, entry: Entry, number: int) -> float:
-    """Expected largest absolute value of a result, over all of its elements."""
-    count = math.prod(forecast.tape.values[number].shape)
-    before = forecast.states.get(entry.inputs[0]) if entry.inputs else None
-    if entry.op in SQUARES and before is not None and (entry.op == "square" or entry.argument(1, "exponent") == 2):
-        return _peak(before, count) ** 2
-    return _peak(forecast.states[number], count)
-
-
-def _peak(state: State, count: int) -> float:
-    """At the site and channel where the law is widest, or of all where it is the same."""
-    variance = state.variance.clamp(min=0)
-    mean, variance = torch.broadcast_tensors(state.mean.abs(), variance)
-    if not variance.numel():
-        return 0.0
-    return float((mean + variance.sqrt() * extreme(count // max(variance.numel(), 1))).max())
-
-
-def extreme(count: int) -> float:
-    """Expected largest absolute value of `count` standard normal draws (Gumbel's asymptotic form)."""
-    if count <= 1:
-        return math.sqrt(2 / math.pi)
-    a = math.sqrt(2 * math.log(2 * count))
-    return a - (math.log(math.log(2 * count)) + math.log(4 * math.pi)) / (2 * a) + 0.5772 / a
 
 
 def _increments(forecast: Forecast) -> Iterator[tuple[float, Entry]]:

@@ -1,4 +1,4 @@
-"""The numbers of a target, and the range of the head that is to reach them."""
+"""The numbers of a target, and how much of them a bounded head reaches."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from torch import Tensor
 from tightrope.checks.trace import origin
 from tightrope.tape.tape import Entry, Tape
 
-RANGES: dict[str, tuple[float, float]] = {
-    "sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0),
-    "softsign": (-1.0, 1.0), "relu": (0.0, math.inf), "relu6": (0.0, 6.0), "softplus": (0.0, math.inf),
-    "exp": (0.0, math.inf), "abs": (0.0, math.inf), "log_softmax": (-math.inf, 0.0), "logsigmoid": (-math.inf, 0.0),
-    "sin": (-1.0, 1.0), "cos": (-1.0, 1.0),
-}  # fmt: skip
-"""What an operation's results lie between."""
-
 
 def numbers(tape: Tape, made: dict[int, Entry], number: int | None) -> Tensor | None:
     """The content of a target in double precision; None when it was computed inside the step, or is on no device."""
@@ -30,21 +22,6 @@ def numbers(tape: Tape, made: dict[int, Entry], number: int | None) -> Tensor | 
         if content is not None and not content.is_meta and content.numel() == math.prod(value.shape) > 0:
             return content.reshape(value.shape)
     return None
-
-
-def head_range(entry: Entry | None) -> tuple[float, float] | None:
-    """Between which numbers a call's results lie; None when they are not bounded, or the call is unknown."""
-    if entry is None:
-        return None
-    if entry.op in ("hardtanh", "clamp"):
-        names = ("min_val", "max_val") if entry.op == "hardtanh" else ("min", "max")
-        ends = [entry.argument(i + 1, name) for i, name in enumerate(names)]
-        if entry.op == "hardtanh":
-            ends = [-1.0 if ends[0] is None else ends[0], 1.0 if ends[1] is None else ends[1]]
-        if any(end is not None and not isinstance(end, (int, float)) for end in ends) or ends == [None, None]:
-            return None
-        return (-math.inf if ends[0] is None else float(ends[0]), math.inf if ends[1] is None else float(ends[1]))
-    return RANGES.get(entry.op)
 
 
 @dataclass(frozen=True)
@@ -86,4 +63,4 @@ def whole(target: Tensor) -> bool:
     return not target.is_floating_point() or bool((target == target.round()).all())
 
 
-__all__ = ["Reach", "head_range", "numbers", "reach", "whole"]
+__all__ = ["Reach", "numbers", "reach", "whole"]

@@ -26,9 +26,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tightrope.checks.bounds import head_range
 from tightrope.checks.echoes import GRADIENT, PROGRESS, UNITS
 from tightrope.checks.loss.heads import LossTerm, loss_terms, maker
-from tightrope.checks.loss.numbers import head_range, numbers, reach, whole
+from tightrope.checks.loss.numbers import numbers, reach, whole
 from tightrope.checks.trace import producers
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
