@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 
 import tightrope
 from tightrope.checks.registry import SECTIONS, Check, all_checks
+from tightrope.report.pages import STAGES
 from tightrope.rules.registry import known_ops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "checks.md": checks_page(),
         "python.md": python_page(),
         "operations.md": operations_page(),
+        **{f"checks/{check.name}.md": check_page(check) for check in all_checks().values()},
     }
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
@@ -49,33 +51,38 @@ def relative(text: str) -> str:
 
 
 def checks_page() -> str:
-    """Every check's own page, one below the other."""
+    """The catalogue of checks, by the stage at which they can be judged."""
     checks = all_checks()
     lines = [
         "# Checks",
         "",
-        "Each check is one file whose docstring is the text below; `tightrope explain NAME` prints it in a terminal.",
-        "",
-        "| check | what it finds |",
-        "| --- | --- |",
-        *(f"| [`{check.name}`](#{check.name}) | {escaped(check.title)} |" for check in checks.values()),
+        "Each check is one file whose docstring is its page; `tightrope explain NAME` prints it in a terminal, "
+        "`tightrope explain --list` this catalogue. How findings are ordered and what they may say: "
+        "[The doctor](doctor.md).",
         "",
     ]
-    for check in checks.values():
-        lines += section(check, set(checks))
+    for stage, when in STAGES.items():
+        here = [check for check in checks.values() if check.stage == stage]
+        lines += [f"## Judged {when}", "", "| check | what it finds |", "| --- | --- |"]
+        lines += [f"| [`{check.name}`](checks/{check.name}.md) | {escaped(check.title)} |" for check in here]
+        lines += [""]
     return "\n".join(lines)
 
 
-def section(check: Check, known: set[str]) -> list[str]:
+def check_page(check: Check) -> str:
     """One check's page."""
-    lines = [f"## {check.name} {{#{check.name}}}", "", f"*{escaped(check.title)}*", ""]
+    lines = [f"# {check.name}", "", f"*{escaped(check.title)}*", ""]
     for name in SECTIONS:
         lines += [f"**{name}.** {escaped(check.page[name])}", ""]
-    explains = [name for name in check.explains if name in known]
+    known = all_checks()
+    explains = ", ".join(f"[`{name}`]({name}.md)" for name in check.explains if name in known)
     if explains:
-        links = ", ".join(f"[`{name}`](#{name})" for name in explains)
-        lines += [f"**Explains.** Findings of {links} that follow from it are listed below it.", ""]
-    return lines
+        lines += [f"**Explains.** Findings of {explains} that follow from it are listed below it.", ""]
+    causes = ", ".join(f"[`{c.name}`]({c.name}.md)" for c in known.values() if check.name in c.explains)
+    if causes:
+        lines += [f"**May follow from.** {causes}.", ""]
+    lines += [f"Judged {STAGES[check.stage]}. [All checks](../checks.md)", ""]
+    return "\n".join(lines)
 
 
 def escaped(text: str) -> str:

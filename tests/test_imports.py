@@ -24,7 +24,7 @@ LAYERS = (
     ("diagnose", "repair"),
     ("report",),
     ("check", "outlook", "precision", "scaling", "variants", "watcher"),
-    ("run",),
+    ("fix", "run"),
     ("factory",),
     ("cli",),
 )

@@ -26,14 +26,14 @@ def test_every_public_name_is_documented(name: str) -> None:
     assert inspect.getdoc(getattr(tightrope, name))
 
 
-@pytest.mark.parametrize("name", ["predict", "measure", "check", "compare"])
+@pytest.mark.parametrize("name", ["predict", "measure", "check", "compare", "fix"])
 def test_options_are_keyword_only(name: str) -> None:
     parameters = inspect.signature(getattr(tightrope, name)).parameters.values()
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters if p.default is not p.empty)
 
 
 def test_verbs_are_functions_and_not_the_modules_of_their_name() -> None:
-    for name in ("predict", "measure", "check", "compare"):
+    for name in ("predict", "measure", "check", "compare", "fix"):
         assert callable(getattr(tightrope, name)), name
 
 

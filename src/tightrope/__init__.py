@@ -5,6 +5,7 @@ from tightrope.check import check
 from tightrope.compare import Comparison, compare
 from tightrope.errors import TightropeError
 from tightrope.finding import Finding, Remedy
+from tightrope.fix import Fix, fix
 from tightrope.groups import param_groups
 from tightrope.initialize import initialize
 from tightrope.law import Law
@@ -18,6 +19,7 @@ from tightrope.subject import Subject
 __all__ = [
     "Comparison",
     "Finding",
+    "Fix",
     "Forecast",
     "Law",
     "Measurement",
@@ -28,6 +30,7 @@ __all__ = [
     "TightropeError",
     "check",
     "compare",
+    "fix",
     "initialize",
     "measure",
     "nn",

@@ -14,12 +14,10 @@ from typing import Any
 from torch import nn
 
 from tightrope.check import study
-from tightrope.diagnose import diagnose
 from tightrope.errors import InputError
-from tightrope.finding import Finding
+from tightrope.fix import Fix, fix
 from tightrope.outlook import Outlook, forecast_report, outlook
 from tightrope.predict import Weights
-from tightrope.repair import Applied, repair
 from tightrope.report.model import Report, make_report
 from tightrope.scaling import scaling
 from tightrope.step import predict
@@ -37,29 +35,11 @@ def check_factory(name: str) -> Report:
     return make_report([found], title=name, command=f"tightrope check {name}", seconds=time.perf_counter() - begin)
 
 
-def fix_factory(name: str) -> tuple[Report, Report, list[Applied]]:
-    """Check what a factory returns, apply the safe remedies to it and check it again.
-
-    Returns:
-        The report before, the report after, and what was applied.
-    """
+def fix_factory(name: str) -> Fix:
+    """Check what a factory returns, apply the safe remedies to it and check it again; see `tightrope.fix`."""
     subject = _with_data(build(name), f"fix {name}")
-    # One batch for both reports, so that what differs is the remedies' doing.
-    batch = first_batch(subject.data)
-
-    reports: list[Report] = []
-
-    def diagnosed() -> list[Finding]:
-        begin = time.perf_counter()
-        found = study(subject.model, batch, loss=subject.loss, optimizer=subject.optimizer)
-        findings = diagnose([found])
-        seconds = time.perf_counter() - begin
-        command = f"tightrope fix {name}"
-        reports.append(make_report([found], findings=findings, title=name, command=command, seconds=seconds))
-        return findings
-
-    work = repair(diagnosed)
-    return reports[0], reports[-1], work.applied
+    facts = {"title": name, "command": f"tightrope fix {name}"}
+    return fix(subject.model, subject.data, loss=subject.loss, optimizer=subject.optimizer, **facts)
 
 
 def predict_factory(

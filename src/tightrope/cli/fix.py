@@ -20,12 +20,12 @@ def command(factory: str, style: str, html: str | None, json_file: str | None, d
     """
     from tightrope.factory import fix_factory
 
-    before, after, applied = fix_factory(factory)
+    made = fix_factory(factory)
     if style == "text":
         print("before")
-        write(before, style=style, html=None, json_file=None, stream=sys.stdout)
+        write(made.before, style=style, html=None, json_file=None, stream=sys.stdout)
         print("\nafter")
-    write(after, style=style, html=html, json_file=json_file, stream=sys.stdout)
+    write(made.after, style=style, html=html, json_file=json_file, stream=sys.stdout)
     if style == "text" or diff_file:
-        changes(applied, sys.stdout if style == "text" else sys.stderr, diff_file)
-    return 0 if after.healthy else 1
+        changes(made.applied, sys.stdout if style == "text" else sys.stderr, diff_file)
+    return 0 if made.after.healthy else 1
