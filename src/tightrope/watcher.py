@@ -415,7 +415,8 @@ class Watcher:
         for found in fresh:
             loss = found.study.measurement.loss
             if loss is not None and not math.isfinite(loss):
-                source = next((f"; {f.summary} ({f.location})" for f in found.findings if f.check == "non-finite"), "")
+                causes = [f for f in found.findings if f.check in ("non-finite-input", "non-finite")]
+                source = next((f"; {f.summary} ({f.location})" for f in causes), "")
                 self.notes.append(f"The loss is {loss} at step {found.study.step}{source}.")
         if fresh:
             step, tensors = fresh[-1].study.step, sum(len(p.study.measurement.laws) for p in fresh)

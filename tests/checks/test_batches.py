@@ -145,6 +145,20 @@ def test_an_iterator_is_not_used_up() -> None:
     assert len(list(batches)) == 2
 
 
+def test_a_gap_between_recorded_steps_is_found_by_its_step() -> None:
+    def train() -> None:
+        x, y = torch.randn(64, 6), torch.arange(64) % 2
+        x[40:48, 2] = torch.nan
+        fit(mlp(6, 2), in_order(x, y, 8, 12), F.cross_entropy)
+
+    findings = found(train, "non-finite-input", "non-finite")
+    assert [(f.check, f.caused_by) for f in findings] == [
+        ("non-finite-input", None),
+        ("non-finite", "non-finite-input"),
+    ]
+    assert "the input of step 6" in findings[0].summary
+
+
 # -- what is fine --------------------------------------------------------------------------------
 
 

@@ -90,9 +90,33 @@ def test_a_parameter_that_is_not_finite(judge: Judge) -> None:
 def test_data_that_are_not_finite(judge: Judge) -> None:
     x, y = batch()
     x[2, 5] = math.nan
-    (found,) = judge(CHECK, Around(torch.relu), (x, y))
-    assert found.summary.startswith("data")
+    assert judge(CHECK, Around(torch.relu), (x, y)) == []
+    (found,) = judge("non-finite-input", Around(torch.relu), (x, y))
+    assert found.summary.startswith("the input: 1 of its 48")
     assert "[2, 5]" in found.summary
+
+
+def test_a_target_that_is_missing(judge: Judge) -> None:
+    x, _ = batch()
+    (found,) = judge("non-finite-input", Around(torch.relu), (x, torch.full((8, 4), math.nan)), F.mse_loss)
+    assert found.summary.startswith("the target")
+
+
+def test_gaps_that_the_model_fills_are_fine(judge: Judge) -> None:
+    class Filling(nn.Module):
+        def __init__(self, way: int) -> None:
+            super().__init__()
+            self.way, self.head = way, nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = ~torch.isnan(x).any(1)
+            filled = (torch.nan_to_num(x), torch.where(torch.isnan(x), 0.0, x), x[rows])[self.way]
+            return self.head(filled).mean(0, keepdim=True)
+
+    x, _ = batch()
+    x[2, 5] = math.nan
+    for way in range(3):
+        assert judge("non-finite-input", Filling(way), (x, torch.zeros(1, dtype=torch.long))) == []
 
 
 def test_a_gradient_that_is_not_finite(judge: Judge) -> None:

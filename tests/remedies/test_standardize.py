@@ -89,6 +89,6 @@ def test_sequences(cure: Cure) -> None:
 def test_missing_entries(cure: Cure) -> None:
     x = torch.randn(64, 6)
     x[::5, 2] = torch.nan
-    before, after = cure("non-finite", "impute", Subject(net(6), (x, torch.arange(64) % 2), F.cross_entropy))
+    before, after = cure("non-finite-input", "impute", Subject(net(6), (x, torch.arange(64) % 2), F.cross_entropy))
     assert len(before) == 1
     assert after == []

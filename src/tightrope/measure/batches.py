@@ -147,7 +147,7 @@ def _shares(classes: Tensor) -> Tensor:
     return (hot.sum(1) / count.clamp(min=1).unsqueeze(1))[count > 0]
 
 
-def split(groups: Sequence[Tensor], *, scaled: bool = False) -> Split | None:
+def split(groups: Sequence[Tensor], *, scaled: bool = False, lost: int = 0) -> Split | None:
     """One-way analysis of variance of rows over groups, summed over columns.
 
     The ratio's deviation from 1 uses the effective number of columns, (tr S)^2 / tr S^2 of their covariance S.
@@ -155,13 +155,15 @@ def split(groups: Sequence[Tensor], *, scaled: bool = False) -> Split | None:
     Args:
         groups: one matrix (rows, columns) a batch, of equal columns.
         scaled: whether every column is given the same variance first.
+        lost: degrees of freedom between the groups that a fit has taken.
 
     Returns:
         None where there are fewer than two groups of two rows, or nothing varies.
     """
     rows, of = _stacked(groups)
     k, total = len(groups), len(rows)
-    if k < 2 or total <= k or not bool(torch.isfinite(rows).all()):
+    free = k - 1 - lost
+    if free < 1 or total <= k or not bool(torch.isfinite(rows).all()):
         return None
     rows = rows - rows.mean(0)
     if scaled:
@@ -174,22 +176,22 @@ def split(groups: Sequence[Tensor], *, scaled: bool = False) -> Split | None:
     between = _between(rows, of, count)
     usual = (total - float(count.square().sum()) / total) / (k - 1)
     inside = max((whole - between) / (total - k), 1e-12 * whole / total)
-    ratio = between / (k - 1) / inside
+    ratio = between / free / inside
     covariance = rows.T @ rows if rows.shape[1] <= total else rows @ rows.T
     effective = whole**2 / float(covariance.square().sum())
-    chance = math.sqrt(2 / effective / (k - 1) + 2 / effective / (total - k))
+    chance = math.sqrt(2 / effective / free + 2 / effective / (total - k))
     rho = (ratio - 1) / (ratio - 1 + usual)
     error = usual / (ratio - 1 + usual) ** 2 * ratio * chance
     return Split(rho, error, ratio, (ratio - 1) / chance, k, usual)
 
 
-def unexplained(groups: Sequence[Tensor], by: Sequence[Tensor]) -> list[Tensor]:
-    """What a linear fit on other rows of the same samples leaves of the groups."""
+def unexplained(groups: Sequence[Tensor], by: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+    """What a linear fit on other rows of the same samples leaves of the groups, and the rank of the fit."""
     rows, _ = _stacked(groups)
     other, _ = _stacked(by)
     rows, other = rows - rows.mean(0), other - other.mean(0)
-    left = rows - other @ torch.linalg.lstsq(other, rows, driver="gelsd").solution
-    return list(left.split([len(group) for group in groups]))
+    fit = torch.linalg.lstsq(other, rows, driver="gelsd")
+    return list((rows - other @ fit.solution).split([len(group) for group in groups])), int(fit.rank)
 
 
 def beyond_chance(groups: Sequence[Tensor]) -> bool:

@@ -1,4 +1,4 @@
-"""`standardize` and `impute`: centre, scale and complete the features of the data inside the model."""
+"""`standardize`, `impute`, `drop-missing`: centre, scale and complete the features of the data inside the model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tightrope.finding import Finding, Remedy, Safety
 from tightrope.nn.standardize import Standardize
 from tightrope.remedies.registry import remedy
 from tightrope.study import Study
+from tightrope.tape.sampler import LOSSES
 from tightrope.tape.tape import Entry, Kind
 
 LEARN = 4096
@@ -34,12 +35,22 @@ def standardize(study: Study, finding: Finding) -> Remedy | None:
 def impute(study: Study, finding: Finding) -> Remedy | None:
     """Put a `tightrope.nn.Standardize` that takes NaN and infinity as missing before the weight that reads the data."""
     units = study.measurement.units
-    sources = (v for v in study.tape.values.values() if v.kind is Kind.INPUT and v.id in units)
-    broken = {value.id for value in sources if units[value.id].nonfinite}
-    if finding.index >= 0 or not broken:
-        return None
-    reader = next((entry for entry in study.tape.entries if broken.intersection(entry.inputs)), None)
+    inputs = [v.id for v in study.tape.values.values() if v.kind is Kind.INPUT and v.id in units]
+    missing = {number for number in inputs if units[number].nonfinite}
+    reader = next((e for e in study.tape.entries if missing.intersection(e.inputs) and e.op not in LOSSES), None)
+    if missing and reader is None:
+        return None  # targets are not made up
+    if not missing:  # of another step: what is read first
+        reader = next((e for e in study.tape.entries if set(inputs).intersection(e.inputs)), None)
     return _remedy(study, reader, "impute", "Standardise the input and take what is missing as the feature's mean")
+
+
+@remedy("drop-missing")
+def drop_missing(study: Study, finding: Finding) -> Remedy | None:
+    """Leave out the samples whose target is missing."""
+    patch = "keep = torch.isfinite(target).flatten(1).all(1)\ninput, target = input[keep], target[keep]"
+    cost = "samples that may be missing for a reason are lost"
+    return Remedy("drop-missing", "Leave out samples with missing numbers", patch, cost, Safety.ADVICE)
 
 
 def _remedy(study: Study, reader: Entry | None, name: str, title: str) -> Remedy | None:
@@ -84,4 +95,4 @@ def _before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (layer(args[0]), *args[1:])
 
 
-__all__ = ["impute", "standardize"]
+__all__ = ["drop_missing", "impute", "standardize"]

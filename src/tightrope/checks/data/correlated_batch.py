@@ -69,19 +69,15 @@ def correlated(batches: Batches, stream: Stream) -> Split | None:
     if stream.made or len(groups) < BATCHES or len(set(sizes[:-1])) > 1 or not _of_samples(batches, stream):
         return None
     found = _large(groups)
-    if found is None:
-        return None
-    for target in batches.targets:
+    for target in batches.targets if found is not None else ():
         labels = _beside(stream, target)
-        if labels is not None and ordered(target) is not None:
-            found = _large(unexplained([g for g in stream.units() if len(g) >= SAMPLES], labels))
-            if found is None:
-                return None
+        if labels is not None and ordered(target) is not None and _large(*unexplained(groups, labels)) is None:
+            return None
     return found
 
 
-def _large(groups: Sequence[Tensor]) -> Split | None:
-    found = split(groups, scaled=True)
+def _large(groups: Sequence[Tensor], lost: int = 0) -> Split | None:
+    found = split(groups, scaled=True, lost=lost)
     if found is None or found.rho < LARGE or found.deviation < DEVIATIONS or not beyond_chance(groups):
         return None
     return found

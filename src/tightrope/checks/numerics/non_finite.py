@@ -4,19 +4,18 @@ Law       a number of dtype t is finite below max(t) (65504 for float16, 3.4e38 
           beyond ln max(t) = 11.1 and 88.7; log 0, 0 / 0 and infinity minus infinity are undefined. One such element
           reaches every parameter in one backward pass.
 Evidence  number and place of the non-finite elements in the first result whose own inputs are all finite; the range
-          and dtype of those inputs. Parameters and data are looked at before operations, gradients last.
+          and dtype of those inputs. Parameters are looked at before operations, gradients last.
 Verdict   `fault`, always: the check counts, it does not estimate.
-Remedy    for data, take what is missing as the feature's mean (`impute`); for an operation, advice: its stable form, a
-          clamp, a wider dtype, a smaller scale.
+Remedy    advice: the stable form of the operation, a clamp, a wider dtype, a smaller scale (`stable-form`).
 Limits    minus infinity that a mask put into logits is meant, and so is an overflowing gradient of a loss that a
-          gradient scaler has multiplied: the scaler skips that step. Neither is reported.
+          gradient scaler has multiplied: the scaler skips that step. Neither is reported. Data that are not finite to
+          begin with are `non-finite-input`.
 References  Goldberg (1991), What every computer scientist should know about floating-point arithmetic, ACM Comput.
           Surv. 23; Micikevicius et al. (2018), Mixed precision training, ICLR.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -31,7 +30,7 @@ from tightrope.tape.tape import Entry, Kind, Tape
 
 STAGE = "batch"
 EXPLAINS = ("exploding-signal", "exploding-gradient", "loss-at-init", "learning-rate-too-high")
-REMEDIES = ("impute", "stable-form")
+REMEDIES = ("stable-form",)
 
 MASKING = frozenset(
     ("masked_fill", "where", "full", "full_like", "add", "mul", "triu", "tril", "log", "fill", "setitem")
@@ -49,22 +48,36 @@ SCALED = 2.0**8  # a tensor that multiplies the loss by as much is a gradient sc
 def judge(study: Study) -> Iterator[Finding]:
     """At most one finding: the first place where a finite number was lost."""
     tape, measurement = study.tape, study.measurement
+    if spoilt_data(tape, measurement) is not None:
+        return  # another check's business, and nothing after it is a cause
     for value in tape.values.values():
         units = measurement.units.get(value.id)
-        if value.producer is None and units is not None and _bad(tape, measurement, value.id):
-            kind = "parameter" if value.kind in (Kind.PARAMETER, Kind.BUFFER) else "data"
-            yield _outside(study, value.id, kind, units)
+        outside = value.producer is None and value.kind in (Kind.PARAMETER, Kind.BUFFER)
+        if outside and units is not None and broken(tape, measurement, value.id):
+            yield _outside(study, value.id, units)
             return
     for entry in tape.entries:
         for number in entry.outputs if entry.op not in UNDEFINED else ():
-            if _bad(tape, measurement, number) and not any(_bad(tape, measurement, i) for i in entry.inputs):
+            if broken(tape, measurement, number) and not any(broken(tape, measurement, i) for i in entry.inputs):
                 yield _operation(study, entry, number)
                 return
     if not _scaled(tape, measurement):
         yield from _gradient(study)
 
 
-def _bad(tape: Tape, measurement: Measurement, number: int) -> bool:
+def spoilt_data(tape: Tape, measurement: Measurement) -> tuple[int, Entry] | None:
+    """The first data that are not finite and the call that makes a non-finite result of them."""
+    for value in tape.value_of(Kind.INPUT):
+        if value.producer is not None or not broken(tape, measurement, value.id):
+            continue
+        for reader in tape.readers.get(value.id, []):
+            made = [measurement.units[i] for i in reader.outputs if i in measurement.units]
+            if reader.op not in FILLING and any(units.nonfinite for units in made):
+                return value.id, reader
+    return None
+
+
+def broken(tape: Tape, measurement: Measurement, number: int) -> bool:
     """Whether a value holds a NaN, or an infinity that is no mask."""
     units = measurement.units.get(number)
     if units is None or not units.nonfinite or tape.values[number].kind is Kind.KNOWN:
@@ -86,13 +99,12 @@ def _scaled(tape: Tape, measurement: Measurement) -> bool:
     return any(measurement.units[i].high >= SCALED for i in outside)
 
 
-def _outside(study: Study, number: int, kind: str, units: Units) -> Finding:
+def _outside(study: Study, number: int, units: Units) -> Finding:
     value = study.tape.values[number]
     reader = next(iter(study.tape.readers.get(number, [])), None)
-    name = value.name or "the input"
     return Finding(
         "non-finite", Severity.FAULT, reader.module if reader else "", str(reader.location) if reader else "",
-        f"{kind} {name}: {units.nonfinite} of its numbers are not finite, the first at {_at(units)}",
+        f"parameter {value.name}: {units.nonfinite} of its numbers are not finite, the first at {_at(units)}",
         (Evidence("non-finite elements", units.nonfinite, 0.0),), -1, modules=(reader.module,) if reader else (),
     )  # fmt: skip
 
@@ -140,19 +152,26 @@ def _at(units: Units) -> str:
 
 
 def sick() -> Subject:
-    """A table with missing entries."""
-    return _net(math.nan)
-
-
-def healthy() -> Subject:
-    """The same table with zeros in their place."""
+    """The logarithm of numbers that may be negative."""
     return _net(0.0)
 
 
-def _net(missing: float) -> Subject:
+def healthy() -> Subject:
+    """The logarithm of the same numbers, moved above zero."""
+    return _net(8.0)
+
+
+class _Log(nn.Module):
+    def __init__(self, above: float) -> None:
+        super().__init__()
+        self.above = above
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(x + self.above)
+
+
+def _net(above: float) -> Subject:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    model = nn.Sequential(nn.Linear(8, 32), _Log(above), nn.Linear(32, 1))
     x = torch.randn(64, 8)
-    target = x[:, :1].clone()
-    x[::9, 3] = missing
-    return Subject(model, (x, target), nn.functional.mse_loss)
+    return Subject(model, (x, x[:, :1].clone()), nn.functional.mse_loss)
