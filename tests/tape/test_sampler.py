@@ -101,3 +101,29 @@ def test_batches_that_come_again_count_once() -> None:
     sampler.stop()
     (stream,) = gather(sampler).targets
     assert (len(stream.samples), stream.seen) == (3, 9)
+
+
+class Look(nn.Module):
+    """Notes whether a sampler sees the calls."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__()
+        self.sampler, self.seen, self.weight = sampler, list[bool](), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(stack.holds(self.sampler))
+        return x * self.weight
+
+
+def test_it_is_out_of_the_way_where_nothing_is_learnt() -> None:
+    """Torch takes the fast path of attention only where no mode looks on."""
+    sampler = Sampler()
+    sampler.resume()
+    module = Look(sampler)
+    module(torch.ones(2, 3))
+    with torch.no_grad():
+        module(torch.ones(2, 3))
+    module.requires_grad_(False).eval()(torch.ones(2, 3))
+    module.train()(torch.ones(2, 3))
+    sampler.stop()
+    assert module.seen == [True, False, False, True]

@@ -2,7 +2,8 @@
 
 The sampler is a `torch.overrides.TorchFunctionMode` that reads the arguments of losses and of calls that contract data
 with a weight, and copies a few of their rows. It draws no random number and never waits for a device. While a step is
-recorded it is off, and the recorder tells it of the calls.
+recorded it is off, and the recorder tells it of the calls; while a module runs that learns nothing it is off too,
+because torch takes another path through some modules when a mode looks on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from tightrope.tape import stack
@@ -104,6 +106,8 @@ class Sampler(TorchFunctionMode):
         self._turns: dict[tuple[str, Location, tuple[int, ...]], int] = {}
         self._heads: deque[tuple[weakref.ref[Tensor], Tensor]] = deque(maxlen=4)
         self._made: set[tuple[int, ...]] = set()
+        self._idle: nn.Module | None = None
+        self._handles: list[Any] = []
 
     # -- when it looks ---------------------------------------------------------------------------
 
@@ -112,6 +116,13 @@ class Sampler(TorchFunctionMode):
         if self._over:
             stack.remove(self)  # one that ended inside a call came back to the stack after it
             return
+        if self._idle is not None:
+            return
+        if not self._handles:
+            self._handles = [
+                hooks.register_module_forward_pre_hook(self._enter),
+                hooks.register_module_forward_hook(self._leave, always_call=True),
+            ]
         self.active = True
         if not stack.holds(self):
             stack.insert(self)
@@ -133,7 +144,22 @@ class Sampler(TorchFunctionMode):
         """Take no more samples."""
         self._over = True
         self._heads.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         self.suspend()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if self.active and self._idle is None and not _learns(module):
+            self._idle = module
+            self.suspend()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._idle is module:
+            self._idle = None
+            if type(output) is Tensor:
+                self._made.add(tuple(output.shape[1:]))
+            self.resume()
 
     # -- what it sees ----------------------------------------------------------------------------
 
@@ -151,8 +177,6 @@ class Sampler(TorchFunctionMode):
         if self._over or op not in _OPS or _elsewhere():
             return
         if not torch.is_grad_enabled():
-            if op in READERS and plain(result):
-                self._made.add(tuple(result.shape[1:]))
             return
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction():
@@ -229,6 +253,11 @@ class Sampler(TorchFunctionMode):
 
 _OPS = frozenset(LOSSES) | READERS | PASSING | {"detach"}
 _NAMES = _OPS | {"__matmul__", "__rmatmul__", "squeeze_", "sigmoid_"}
+
+
+def _learns(module: nn.Module) -> bool:
+    """Whether what a module computes is part of a step."""
+    return torch.is_grad_enabled() and (module.training or any(p.requires_grad for p in module.parameters()))
 
 
 def plain(item: Any) -> TypeGuard[Tensor]:
