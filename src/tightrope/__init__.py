@@ -8,6 +8,7 @@ from tightrope.finding import Finding, Remedy
 from tightrope.fix import Fix, fix
 from tightrope.groups import param_groups
 from tightrope.initialize import initialize
+from tightrope.instruments import JensenGap, NormEffect, NormEffects, explain_norm, jensen_gap
 from tightrope.law import Law
 from tightrope.measure import Measurement
 from tightrope.predict import Forecast
@@ -21,8 +22,11 @@ __all__ = [
     "Finding",
     "Fix",
     "Forecast",
+    "JensenGap",
     "Law",
     "Measurement",
+    "NormEffect",
+    "NormEffects",
     "Remedy",
     "Report",
     "Scaling",
@@ -30,8 +34,10 @@ __all__ = [
     "TightropeError",
     "check",
     "compare",
+    "explain_norm",
     "fix",
     "initialize",
+    "jensen_gap",
     "measure",
     "nn",
     "param_groups",

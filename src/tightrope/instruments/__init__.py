@@ -1,0 +1,6 @@
+"""Instruments that answer one question about a model: functions with a result that prints itself."""
+
+from tightrope.instruments.jensen import JensenGap, jensen_gap
+from tightrope.instruments.norms import NormEffect, NormEffects, explain_norm
+
+__all__ = ["JensenGap", "NormEffect", "NormEffects", "explain_norm", "jensen_gap"]
