@@ -14,12 +14,12 @@ from tightrope.roles import Axes, Role
 from tightrope.tape.axes import infer
 from tightrope.tape.tape import Entry, Ref, Tape
 
-_MOVES = frozenset((
+MOVES = frozenset((
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "T", "mT",
     "movedim", "view_as", "reshape_as", "expand", "expand_as", "ravel",
 ))  # fmt: skip
 """Calls that rearrange dimensions."""
-_KEEPS = CHANCE | {
+KEEPS = CHANCE | {
     "contiguous",
     "clone",
     "float",
@@ -72,8 +72,15 @@ def is_sample(axes: Axes | None, dim: int, samples: int | None) -> bool:
     return len(held) == 1 and held[0].role is Role.SAMPLE and held[0].size == samples
 
 
-def uses(tape: Tape, number: int, dim: int) -> Iterator[Use]:
-    """Every call that reads a value past rearrangements and products with other values, with its dimension."""
+def uses(tape: Tape, number: int, dim: int, through: frozenset[str] = frozenset()) -> Iterator[Use]:
+    """Every call that reads a value past rearrangements and products with other values, with its dimension.
+
+    Args:
+        tape: the recorded step.
+        number: id of the value.
+        dim: the dimension that is followed.
+        through: further calls that leave dimensions where they are.
+    """
     waiting = [(number, dim)]
     seen: set[int] = set()
     while waiting:
@@ -82,22 +89,26 @@ def uses(tape: Tape, number: int, dim: int) -> Iterator[Use]:
             if entry.index in seen:
                 continue
             seen.add(entry.index)
-            after = _after(tape, entry, here, place)
+            after = _after(tape, entry, here, place, through)
             if after is not None:
                 waiting.append((entry.outputs[0], after))
             else:
                 yield Use(entry, here, place, _summed(tape, entry, here, place))
 
 
-def _after(tape: Tape, entry: Entry, number: int, dim: int) -> int | None:
+def _after(tape: Tape, entry: Entry, number: int, dim: int, through: frozenset[str]) -> int | None:
     """Where a dimension stands behind a call that neither sums over it nor mixes it; None behind any other."""
     before, result = tape.values[number].shape, tape.values[entry.outputs[0]].shape
-    if entry.op in _KEEPS and entry.inputs[0] == number and result == before:
+    if entry.op in KEEPS and entry.inputs[0] == number and result == before:
+        return dim
+    if entry.op == "linear" and "linear" in through:
+        return dim if entry.inputs[0] == number and dim < len(before) - 1 else None
+    if entry.op in through and (entry.inputs[0] == number or len(entry.inputs) == 2) and result == before:
         return dim
     if entry.op == "mul" and len(entry.inputs) == 2 and entry.inputs[0] != entry.inputs[1]:
         place = dim + len(result) - len(before)
         return place if result[place] == before[dim] else None
-    return moved(tape, entry, dim) if entry.op in _MOVES and entry.inputs[0] == number else None
+    return moved(tape, entry, dim) if entry.op in MOVES and entry.inputs[0] == number else None
 
 
 def moved(tape: Tape, entry: Entry, dim: int) -> int | None:
@@ -152,4 +163,4 @@ def _einsum(entry: Entry, number: int, dim: int) -> bool | None:
     return parts[entry.inputs.index(number)][dim] not in out
 
 
-__all__ = ["Use", "axes_of", "is_sample", "moved", "uses"]
+__all__ = ["KEEPS", "MOVES", "Use", "axes_of", "is_sample", "moved", "uses"]
