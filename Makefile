@@ -33,6 +33,8 @@ bench: $(READY)  ## accuracy, recording and overhead tables
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/initialize.py
 	$(BIN)/python benchmarks/silence.py
+	-$(BIN)/python benchmarks/diagnosis.py
+	$(BIN)/python benchmarks/repair.py
 
 docs: $(READY)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -6,9 +6,9 @@ Each script is trained three times: as it is, under `tightrope run --fix`, and a
 within 2 points (5 % of a loss) of the twin, or better. Beside it random search over the same set of changes at the
 same budget of training runs, one: instead of the diagnosis a random draw decides which change is made at the first
 step. The set is every acting remedy of every check at every module that it can act on, and the learning rate times
-0.1 or 10; first the kind of change is drawn, then the place. `--draws` such runs per script, with seeds 0, 1, …,
-give the share of single draws that repair, and how many scripts the best of all draws repairs (that is, at a budget
-`--draws` times as large).
+0.1 or 10; first the kind of change is drawn, then the place. A change after which the script crashes is drawn again
+and costs nothing. `--draws` such runs per script, with seeds 0, 1, …, give the share of single draws that repair, and
+how many scripts the best of all draws repairs (that is, at a budget `--draws` times as large).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tightrope.study import Study
 
 DRAW = "--draw"  # how this script calls itself for one run of random search
+AGAIN = 5  # draws at most for one run that does not crash
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,18 @@ def row(script: Script, draws: int) -> Row:
         broken, _ = run([str(script.path)])
         fixed, _ = run(["-m", "tightrope", "run", "--fix", "--format", "none", str(script.path)])
         healthy, _ = run([str(twin)])
-        drawn = [run([__file__, DRAW, str(seed), str(script.path)])[0] for seed in range(draws)]
+        drawn = [survivor(script, seed) for seed in range(draws)]
     reached = [metric(script, done) for done in (broken, fixed, healthy)]
     return Row(script, *reached, applied(fixed), tuple(metric(script, done) for done in drawn))
+
+
+def survivor(script: Script, seed: int) -> subprocess.CompletedProcess[str] | None:
+    """The first run with a random change that the script survives; None where there is none."""
+    for again in range(AGAIN):
+        done, _ = run([__file__, DRAW, str(seed + 1000 * again), str(script.path)])
+        if done is not None and not done.returncode:
+            return done
+    return None
 
 
 # -- one run of random search, in a process of its own -------------------------------------------------------------
@@ -141,8 +151,9 @@ def draw(seed: int, path: str) -> None:
         return [Finding("drawn", Severity.WARNING, "", "", change.name, remedies=(change,))]
 
     tightrope.watcher.diagnose = choose  # type: ignore[assignment]
-    watch(path, record=[1], fix=True)
+    outcome = watch(path, record=[1], fix=True).outcome
     print(f"drawn: {', '.join(done)}", file=sys.stderr)
+    sys.exit(outcome.code)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ PLANNED = (
     "dropout-in-eval",
     "exploding-recurrence",
     "frozen-by-accident",
-    "fully-masked-attention",
+    "hidden-by-mask",
     "half-precision-overflow",
     "heavy-tailed-gradient",
     "input-shift",
