@@ -113,3 +113,69 @@ def test_a_discriminator_that_stands_still_while_the_generator_steps() -> None:
 def test_a_frozen_backbone_as_it_was_drawn(judge: Judge) -> None:
     backbone = net()[:4].eval().requires_grad_(False)
     assert judge(CHECK, nn.Sequential(backbone, nn.Linear(64, 2)).train(False), data()) == []
+
+
+def evaluated(
+    evaluate: Callable[[nn.Module, torch.Tensor, torch.Tensor], object], make: Callable[[], nn.Module] = net
+) -> None:
+    """Train a little, evaluate now and then."""
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for i in range(6):
+        model.train()
+        step(model, optimizer)
+        if i % 2:
+            evaluate(model, *data())
+
+
+def test_validation_in_training_mode() -> None:
+    def validate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        with torch.no_grad():
+            print(float((model(x).argmax(1) == y).float().mean()))
+
+    (finding,) = found(lambda: evaluated(validate))
+    assert finding.severity is Severity.WARNING
+    assert "evaluated in training mode after step 2" in finding.summary
+    assert finding.location.startswith("tests/checks/test_modes.py")
+
+
+def test_validation_in_evaluation_mode_every_step() -> None:
+    @torch.inference_mode()
+    def validate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        model.eval()
+        return F.cross_entropy(model(x), y)
+
+    assert found(lambda: evaluated(validate)) == []
+
+
+def test_monte_carlo_dropout() -> None:
+    def validate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.train()
+        with torch.no_grad():
+            mean = torch.stack([model(x).softmax(1) for _ in range(8)]).mean(0)
+            (mean.argmax(1) == y).float().mean()
+
+    assert found(lambda: evaluated(validate)) == []
+
+    def of_all(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        with torch.no_grad():
+            mean = torch.stack([model(x).softmax(1) for _ in range(8)]).mean(0)
+            (mean.argmax(1) == y).float().mean()
+
+    assert found(lambda: evaluated(of_all, dropped)) == []
+
+
+def test_acting_without_gradient_in_training_mode() -> None:
+    """A policy acts, a target network bootstraps: no labels."""
+
+    def act(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        with torch.no_grad():
+            model(x).argmax(1)
+            advantage = torch.randn(len(x)) - model(x)[:, 0]
+            ((advantage - advantage.mean()) / advantage.std()).clamp(-1, 1)
+            torch.rand(len(x)) + 0.99 * model(x).max(1).values
+
+    assert found(lambda: evaluated(act)) == []

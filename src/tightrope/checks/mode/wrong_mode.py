@@ -11,7 +11,8 @@ Evidence  the mode of every batch norm and dropout call on the tape of a backwar
 Verdict   batch norm: `fault` when the running statistics are as they were built and a trained weight stands at it or
           before it and they miss the batch's variance by half or its mean by one std, `warning` when they miss it and
           are not fresh. Dropout: `warning` for a net whose weights are all trained and as drawn, `advice` else.
-          `warning` when a model that was in training mode has left it under the same optimizer.
+          `warning` when a model that was in training mode has left it under the same optimizer, and when whole models
+          with dropout or batch norm are evaluated in training mode.
 Remedy    `model.train()` before the training loop and after every evaluation, `model.eval()` before one (`set-mode`).
 Limits    batch norm that is frozen on purpose keeps statistics near those of the batch (within 0.35 of the variance in
           fine-tuning) and is not reported. A model of which another part trains in training mode is taken as meant.
@@ -28,6 +29,7 @@ from torch import nn
 from tightrope.checks.echoes import SCALE
 from tightrope.checks.mode.layers import Statistics, drops, norms, rate, statistics, trained_before
 from tightrope.checks.weights import is_drawn
+from tightrope.evaluation import Evaluation
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
 from tightrope.subject import Subject
@@ -46,7 +48,13 @@ COUNT = 32
 
 
 def judge(study: Study) -> Iterator[Finding]:
-    """At most one finding: the first that holds of what is trained in evaluation mode."""
+    """At most one finding of what is trained in evaluation mode, and one of what is evaluated in training mode."""
+    yield from _trained(study)
+    if study.evaluation is not None and study.evaluation.labels is not None:
+        yield from _evaluated(study.evaluation)
+
+
+def _trained(study: Study) -> Iterator[Finding]:
     if study.tape.loss is None or _another_trains(study.tape):
         return
     found = [s for e in norms(study.tape, training=False) if e.grad and (s := _asked(study.tape, e)) is not None]
@@ -60,6 +68,25 @@ def judge(study: Study) -> Iterator[Finding]:
         yield _switched(study, calls)
     elif idle and not any(True for _ in drops(study.tape, training=True)) and _in_evaluation(study.tape):
         yield _undropped(study, idle)
+
+
+def _evaluated(evaluation: Evaluation) -> Iterator[Finding]:
+    """Layers that ran as in training while the output of their model was held against labels."""
+    tape = evaluation.tape
+    if not all(tape.modules[path].training for path in evaluation.roots if path in tape.modules):
+        return  # single layers are in training mode on purpose: Monte Carlo dropout
+    calls = [*drops(tape, training=True), *norms(tape, training=True)]
+    if not calls:
+        return
+    fact = f"evaluated in training mode after step {evaluation.step}: {_list(calls)} as in training"
+    rates = [rate(entry) for entry in drops(tape, training=True)]
+    evidence = [Evidence("layers that act as in training", len(calls), 0.0, unit="layers")]
+    if rates:
+        evidence.append(Evidence("share of elements that are dropped", max(rates), 0.0))
+    yield Finding(
+        "wrong-mode", Severity.WARNING, calls[0].module, str(evaluation.location), fact, tuple(evidence),
+        modules=tuple(dict.fromkeys(entry.module for entry in calls)),
+    )  # fmt: skip
 
 
 def _another_trains(tape: Tape) -> bool:
