@@ -16,7 +16,7 @@ LAYERS = (
     ("predict",),
     ("measure",),
     ("compare",),
-    ("evaluation", "finding", "inputs", "study", "subject"),
+    ("evaluation", "finding", "inputs", "replay", "study", "subject"),
     ("loader", "step"),
     ("checks",),
     ("initialize",),

@@ -13,6 +13,7 @@ from tightrope.inputs import arguments
 from tightrope.loader import survey
 from tightrope.measure.measurement import Measurement, Meter
 from tightrope.predict import forecast
+from tightrope.replay import Replay
 from tightrope.report.model import Report, make_report
 from tightrope.step import record
 from tightrope.study import Models, Optimizers, Study
@@ -60,7 +61,7 @@ def study(
     optimizers = Optimizers((optimizer,) if optimizer is not None else ())
     return Study.of(
         forecast(found[-1].tape), found[-1], models=Models({"": model}), optimizers=optimizers,
-        batches=survey(data, loss),
+        batches=survey(data, loss), replay=Replay.of(recorder, found[-1].tape),
     )  # fmt: skip
 
 

@@ -131,12 +131,12 @@ class _Evaluating(Recorder):
         self._outside: set[int] = set()
         self._calls = 0
 
-    def _on_root(self, args: Any) -> None:
+    def _on_root(self, args: Any) -> int:
         self._calls += 1
         if self._calls > CALLS or (self._calls > 1 and self._labels() is not None):
             self.muted = self.modules.paused = True
-            return
-        super()._on_root(args)
+            return self._next
+        return super()._on_root(args)
 
     def _relevant(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if self.modules.stack:

@@ -16,6 +16,7 @@ from tightrope.measure.batches import Batches
 from tightrope.measure.measurement import Measurement
 from tightrope.measure.updates import Updates
 from tightrope.predict import Forecast
+from tightrope.replay import Replay
 from tightrope.tape.tape import Tape
 
 
@@ -84,6 +85,7 @@ class Study:
         batches: the data of the first steps of the run, or of the loader; None where they are not known.
         updates: what the optimizers did in the step; None before the update and without one.
         evaluation: the latest evaluation pass of the run that was recorded; None before it and without a run.
+        replay: makes the calls of the models again; None where they cannot be made.
     """
 
     tape: Tape
@@ -97,6 +99,7 @@ class Study:
     batches: Batches | None = None
     updates: Updates | None = None
     evaluation: Evaluation | None = None
+    replay: Replay | None = None
 
     @classmethod
     def of(cls, forecast: Forecast, measurement: Measurement, **objects: Any) -> Study:

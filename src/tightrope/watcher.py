@@ -28,6 +28,7 @@ from tightrope.measure.measurement import Meter
 from tightrope.measure.snapshot import Snapshot
 from tightrope.predict import forecast
 from tightrope.repair import Repair
+from tightrope.replay import Replay
 from tightrope.study import History, Models, Optimizers, Study
 from tightrope.tape import stack
 from tightrope.tape.loaders import Loaders
@@ -313,10 +314,20 @@ class Watcher:
         signature = tuple((entry.op, entry.module) for entry in tape.entries)
         if signature not in self._signatures and len(self._signatures) < STUDIED:
             self._signatures.add(signature)
-            with undisturbed():
+            with undisturbed(), self._paused():
                 self.passes.append(self._judge(tape))
         if self._seen >= SEEN and self._recorder is not None:
             self._recorder.muted = True
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """What checks run again is no part of the recorded step."""
+        assert self._recorder is not None
+        modules, self._recorder.modules.paused = self._recorder.modules, True
+        try:
+            yield
+        finally:
+            modules.paused = False
 
     def _judge(self, tape: Tape) -> Pass:
         begin = time.perf_counter()
@@ -327,6 +338,7 @@ class Watcher:
             forecast(tape), replace(measured, loss=self._own_loss(tape, measured.loss)),
             models=Models({modules.paths[root]: root for root in modules.roots}),
             optimizers=Optimizers(tuple(self.clock.optimizers)), step=self.steps + 1,
+            replay=Replay.of(self._recorder, tape),
         )  # fmt: skip
         found = Pass(study, self._findings(study, ("graph", "batch")))
         study.forecast.states.clear()  # large, and of no use once the step is judged
@@ -407,7 +419,7 @@ class Watcher:
         if unfinished and tape.entries and (ended_badly or not self.passes):
             tape.complete = False
             recorder.suspend()
-            with recorder._guarded(), undisturbed():
+            with recorder._guarded(), undisturbed(), self._paused():
                 self.passes.append(self._judge(tape))
 
     def _announce(self) -> None:

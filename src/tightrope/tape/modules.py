@@ -7,11 +7,13 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules import module as hooks
+from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.tape.source import Location, is_library, locate
 from tightrope.tape.tape import ModuleInfo
@@ -60,15 +62,56 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
+KEPT = 64
+"""Calls of models whose arguments are kept."""
+
+
+@dataclass(frozen=True)
+class RootCall:
+    """One call of a model.
+
+    Attributes:
+        module: the model.
+        args, kwargs: its arguments, tensors without their history.
+        index: number of the first entry that it makes.
+        versions: how often each tensor among the arguments had been overwritten.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    index: int
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> RootCall:
+        """A call that is about to be made."""
+        cut = (tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, part) for part in (args, kwargs))
+        args, kwargs = cut
+        return cls(module, args, kwargs, index, _versions((args, kwargs)))
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether its arguments are as they were."""
+        return _versions((self.args, self.kwargs)) == self.versions
+
+
+def _versions(args: Any) -> tuple[int, ...]:
+    tensors = (t for t in tree_flatten(args)[0] if isinstance(t, torch.Tensor))
+    return tuple(0 if t.is_inference() else t._version for t in tensors)
+
+
 class ModuleStack:
     """Follows the modules' calls with torch's global hooks; gives paths and names.
 
     Args:
         roots: modules that are called at top level, by name.
         guard: context in which the hooks do their work.
-        on_root: is told the positional arguments of a top-level call.
+        on_root: is told the positional arguments of a top-level call, and says the number of its first entry.
 
     Attributes:
+        calls: the first `KEPT` calls at top level, of which keyword arguments are known.
+        count: number of all calls at top level.
         on_idle: told True when a top-level call begins while autograd is off, and False when it has ended; such
             calls are then not followed. None to follow them.
     """
@@ -78,7 +121,7 @@ class ModuleStack:
         roots: dict[str, nn.Module] | None = None,
         *,
         guard: Callable[[], AbstractContextManager[None]] = nullcontext,
-        on_root: Callable[[Any], None] | None = None,
+        on_root: Callable[[Any], int] | None = None,
     ) -> None:
         self.guard, self.on_root = guard, on_root
         self.on_idle: Callable[[bool], None] | None = None
@@ -90,6 +133,8 @@ class ModuleStack:
         self.roots: list[nn.Module] = []
         self.stack: list[nn.Module] = []
         self.paused = False
+        self.calls: list[RootCall] = []
+        self.count = 0
         self._handles: list[Any] = []
         self._calls: dict[type[nn.Module], Callable[..., Any]] = {}
         for name, root in (roots or {}).items():
@@ -184,13 +229,23 @@ class ModuleStack:
             else:
                 self.add_root(owner if owner is not None and has_parameters(module) else module)
         if not self.stack and self.on_root is not None:
-            self.on_root(args)
+            self._keep(module, args, self.on_root(args))
         self.stack.append(module)
         path = self.paths[module]
         if path not in self.info or type(module).__name__ not in ("OptimizedModule", "DistributedDataParallel"):
             self.info[path] = ModuleInfo(
                 type(module).__name__, built(module), module.training, is_library(type(module))
             )
+
+    def _keep(self, module: nn.Module, args: Any, index: int) -> None:
+        """Keep the arguments of a top-level call; torch's global hooks are not given those by keyword."""
+        self.count += 1
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_locals.get("self", frame.f_locals.get("module")) is not module:
+            frame = frame.f_back
+        kwargs = frame.f_locals.get("kwargs")
+        if len(self.calls) < KEPT and isinstance(kwargs, dict) and isinstance(args, tuple):
+            self.calls.append(RootCall.of(module, args, kwargs, index))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._idle is not None:

@@ -147,11 +147,12 @@ class Recorder(TorchFunctionMode):
                 self.muted = True
                 self.on_failure(error)
 
-    def _on_root(self, args: Any) -> None:
+    def _on_root(self, args: Any) -> int:
         """A module is called at top level: its first tensor tells the length of the batch."""
         first = next((t for t in tree_flatten(args)[0] if isinstance(t, torch.Tensor) and t.ndim > 0), None)
         if first is not None and self.tape.samples is None:
             self.tape.samples = first.shape[0]
+        return self._next
 
     def leaves(self) -> Iterator[tuple[int, torch.Tensor]]:
         """The living parameters that the step has read, each with its value's number; raw tensors are none."""

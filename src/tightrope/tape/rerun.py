@@ -39,7 +39,7 @@ class Unplayable(RecordError):
 
 
 def rerun(
-    tape: Tape, sources: Mapping[int, Tensor] | None = None, call: Call | None = None, *, last: int | None = None
+    tape: Tape, sources: Mapping[int, Tensor] | None = None, call: Call | None = None, *, wanted: set[int] | None = None
 ) -> Iterator[Made]:
     """Make the calls again, in order, without gradient; to be used inside `isolation.undisturbed`.
 
@@ -48,7 +48,7 @@ def rerun(
         sources: other numbers for values from outside, by id; of the same shape.
         call: makes a call in another way: is given the entry and its arguments, returns the result or
             `NotImplemented` to leave it as it was.
-        last: index of the last entry to run; None runs all.
+        wanted: values that are asked for: calls that none of them depends on are left out; None makes all calls.
 
     Yields:
         Each entry with what it made.
@@ -58,10 +58,10 @@ def rerun(
     """
     overwritten = _overwritten(tape)
     held: dict[int, Tensor] = {}
-    waiting = Counter(number for entry in tape.entries for number in set(entry.inputs))
-    for entry in tape.entries:
-        if last is not None and entry.index > last:
-            return
+    needed = tape.ancestors(*wanted) if wanted is not None else tape.values.keys()
+    entries = [entry for entry in tape.entries if any(number in needed for number in entry.outputs)]
+    waiting = Counter(number for entry in entries for number in set(entry.inputs))
+    for entry in entries:
         for number in set(entry.inputs) - held.keys():
             held[number] = _source(tape, number, sources or {}, overwritten)
         made = _make(entry, held, call)
@@ -85,9 +85,8 @@ def values(tape: Tape, wanted: set[int], **changes: Any) -> dict[int, Tensor]:
         Unplayable: the tape cannot be run again.
     """
     found: dict[int, Tensor] = {}
-    end = max((e.index for e in tape.entries if wanted.intersection(e.outputs)), default=None)
     with undisturbed():
-        for entry, made in rerun(tape, last=end, **changes):
+        for entry, made in rerun(tape, wanted=wanted, **changes):
             found.update({n: t.clone() for n, t in zip(entry.outputs, made, strict=True) if n in wanted})
     return found
 
