@@ -27,6 +27,8 @@ LOSSES = frozenset((
     "multilabel_margin_loss", "multilabel_soft_margin_loss", "hinge_embedding_loss", "gaussian_nll_loss", "ctc_loss",
 ))  # fmt: skip
 """Functions of an output and its labels."""
+FUSED = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+"""Modules that compute in another order of operations where they are seen: their evaluation is left alone."""
 COMPARISONS = frozenset(("eq", "ne"))
 ERRORS = frozenset(("abs", "square", "pow", "norm"))
 """What makes an error of a difference."""
@@ -133,8 +135,13 @@ class _Evaluating(Recorder):
 
     def _on_root(self, args: Any) -> int:
         self._calls += 1
-        if self._calls > CALLS or (self._calls > 1 and self._labels() is not None):
+        parts = (part for root in self.modules.roots for part in root.modules())
+        if any(isinstance(part, FUSED) for part in parts):
+            self.suspend()
             self.muted = self.modules.paused = True
+        elif self._calls > CALLS or (self._calls > 1 and self._labels() is not None):
+            self.muted = self.modules.paused = True
+        if self.muted:
             return self._next
         return super()._on_root(args)
 
