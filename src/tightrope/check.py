@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from tightrope.inputs import arguments
 from tightrope.loader import survey
+from tightrope.measure.follower import trial
 from tightrope.measure.measurement import Measurement, Meter
+from tightrope.measure.updates import Updates
 from tightrope.predict import forecast
 from tightrope.replay import Replay
 from tightrope.report.model import Report, make_report
-from tightrope.step import record
+from tightrope.step import record, scalar
 from tightrope.study import Models, Optimizers, Study
 from tightrope.subject import first_batch, split
 from tightrope.tape.recorder import Recorder
+from tightrope.tape.tape import Tape
 
 
 def check(
@@ -56,12 +59,26 @@ def study(
     args, kwargs = arguments(model, inputs, finite=False)  # a batch that is not finite is a finding
     meter = Meter()
     found: list[Measurement] = []
-    recorder = Recorder(meter, roots={"": model}, on_backward=lambda tape: found.append(meter.measurement(tape)))
+    tried: list[Updates | None] = []
+    chance = torch.get_rng_state()
+
+    def again() -> float:
+        torch.set_rng_state(chance)  # the same units are dropped
+        return float(scalar(model(*args, **kwargs), with_target))
+
+    def on_backward(tape: Tape) -> None:
+        found.append(meter.measurement(tape))
+        if optimizer is not None:
+            recorder.muted = True
+            tried.append(trial(optimizer, model.named_parameters(), again))
+
+    recorder = Recorder(meter, roots={"": model}, on_backward=on_backward)
     record(model, args, kwargs, with_target, recorder)
     optimizers = Optimizers((optimizer,) if optimizer is not None else ())
     return Study.of(
         forecast(found[-1].tape), found[-1], models=Models({"": model}), optimizers=optimizers,
         batches=survey(data, loss), replay=Replay.of(recorder, found[-1].tape),
+        updates=tried[-1] if tried else None,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 from torch.optim.optimizer import Optimizer
 
-from tightrope.diagnose import diagnose
+from tightrope.diagnose import diagnose, merge
 from tightrope.evaluation import Evaluations
 from tightrope.finding import Finding
 from tightrope.isolation import raised_at, undisturbed
@@ -27,7 +27,7 @@ from tightrope.measure.follower import Follower
 from tightrope.measure.measurement import Meter
 from tightrope.measure.snapshot import Snapshot
 from tightrope.predict import forecast
-from tightrope.repair import Repair
+from tightrope.repair import Repair, safe_remedies
 from tightrope.replay import Replay
 from tightrope.study import History, Models, Optimizers, Study
 from tightrope.tape import stack
@@ -178,7 +178,8 @@ class Watcher:
         if last and self._repaired():
             return True
         if self.fix and self._recorder is not None and self._before is None:
-            self._before = Snapshot(self.clock.optimizers)
+            with self._aside():
+                self._before = Snapshot(self.clock.optimizers)
         return False
 
     @contextmanager
@@ -444,7 +445,7 @@ class Watcher:
             Whether this step's update is to be left out: the gradients are of weights that are no longer there.
         """
         fresh, self._considered = self.passes[self._considered :], len(self.passes)
-        if not self._repair(fresh, self.steps + 1):
+        if not self._repair([found.findings for found in fresh], self.steps + 1):
             return False
         for root in fresh[-1].study.models.roots.values():
             for parameter in root.parameters():
@@ -452,14 +453,14 @@ class Watcher:
                     parameter.grad.detach().zero_()
         return True
 
-    def _repair(self, fresh: Sequence[Pass], number: int) -> bool:
+    def _repair(self, fresh: Sequence[Sequence[Finding]], number: int) -> bool:
         """Apply what the findings of a step call for, if it is the first, follows it, or follows a repair."""
         if not self.fix or not fresh or self.failure is not None:
             return False
         if number - (self.repaired_at if self._repairs else self.passes[0].study.step) > 1:
             return False
         self.repair.begin_round()
-        if not sum(self.repair.apply(found.findings) for found in fresh):
+        if not sum(self.repair.apply(findings) for findings in fresh):
             return False
         self._repairs.append(number)
         self._follower.forget()
@@ -468,10 +469,14 @@ class Watcher:
     def _take_back(self) -> None:
         """Take an update back whose effect calls for remedies, and apply them."""
         before, self._before = self._before, None
-        fresh = [p for p in self.passes if p.study.step == self.steps]
-        if before is not None and self._repair(fresh, self.steps):
-            with self._aside():
-                before.restore()
+        fresh = merge([finding for p in self.passes if p.study.step == self.steps for finding in p.findings])
+        if before is None or not safe_remedies(fresh):
+            return
+        state = Snapshot(self.clock.optimizers)
+        with self._aside():
+            before.restore()
+            if not self._repair([fresh], self.steps):
+                state.restore()
 
 
 _watching: weakref.WeakSet[Watcher] = weakref.WeakSet()

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tightrope.check import check
 from tightrope.checks.registry import all_checks
 from tightrope.finding import Finding, Severity
 from tightrope.run import rehearse
 
 Loop = Callable[[], None]
-OPTIM = {name for name, check in all_checks().items() if check.module.__name__.startswith("tightrope.checks.optim")}
+OPTIM = {name for name, found in all_checks().items() if found.module.__name__.startswith("tightrope.checks.optim")}
 HEALTHY: dict[str, Loop] = {}
 STEPS = 24
 
@@ -297,6 +298,93 @@ def sparse_embedding() -> None:
             optimizer.step()
 
 
+def classify(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = STEPS, schedule: object = None) -> None:
+    for _ in range(steps):
+        x, y = batch()
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()  # type: ignore[attr-defined]
+
+
+@healthy
+def fine_tuning_at_a_tiny_rate() -> None:
+    """Weights that are trained already, small ones at 2e-5 and a head at 1e-3."""
+    model = net(16, 64, 4)
+    classify(model, torch.optim.Adam(model.parameters(), lr=1e-2), 60)
+    groups = [{"params": model[0].parameters(), "lr": 2e-5}, {"params": model[2].parameters(), "lr": 1e-4}]
+    classify(model, torch.optim.AdamW(groups), 110)
+
+
+@healthy
+def warm_up_from_zero() -> None:
+    model = net(16, 64, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 10_000, 1.0))
+    classify(model, optimizer, 40, schedule)
+
+
+@healthy
+def cosine_to_zero() -> None:
+    model = net(16, 64, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    classify(model, optimizer, 60, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60))
+
+
+@healthy
+def zero_init_head_and_tiny_gains() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.branch, self.head = nn.Linear(16, 32), net(32, 64, 32), nn.Linear(32, 4)
+            self.gain = nn.Parameter(torch.full((32,), 1e-5))
+            self.rezero = nn.Parameter(torch.zeros(1))
+            nn.init.zeros_(self.head.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.enter(x)
+            x = x + self.gain * self.branch(x)
+            x = x + self.rezero * self.branch(x)
+            scores: Tensor = self.head(x)
+            return scores
+
+    model = Scaled()
+    classify(model, torch.optim.Adam(model.parameters(), lr=3e-3), 40)
+
+
+@healthy
+def regression_at_its_noise_floor() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(130):
+        x = torch.randn(64, 3)
+        optimizer.zero_grad()
+        F.mse_loss(model(x), x.sum(1, keepdim=True) * 0.1 + torch.randn(64, 1)).backward()
+        optimizer.step()
+
+
+@healthy
+def a_steep_line() -> None:
+    """One weight that has a long way to go: large updates, each of which helps."""
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(60):
+        x = torch.randn(64, 1)
+        optimizer.zero_grad()
+        F.mse_loss(model(x), 3 * x).backward()
+        optimizer.step()
+
+
+@healthy
+def a_spike_at_the_start() -> None:
+    """A first step of Adam that is too long, and training that comes back from it at once."""
+    model = net(16, 128, 4)
+    classify(model, torch.optim.Adam(model.parameters(), lr=0.03), 60)
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_loops_raise_no_alarm(name: str) -> None:
     found = [f for f in findings(HEALTHY[name]) if f.severity is not Severity.ADVICE]
@@ -391,6 +479,56 @@ def test_an_optimizer_that_never_steps_is_named_at_the_end() -> None:
     (found,) = (f for f in findings(train) if f.check == "parameter-not-optimised")
     assert "has not stepped" in found.summary
     assert found.location.endswith(f"test_optim.py:{train.__code__.co_firstlineno + 3}")
+
+
+# -- learning rates ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [10.0, 100.0])
+def test_descent_that_diverges(rate: float) -> None:
+    def train() -> None:
+        model = net(16, 32, 32, 4)
+        classify(model, torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9), 40)
+
+    found = [f for f in findings(train) if f.caused_by is None]
+    assert [(f.check, f.severity) for f in found] == [("learning-rate-too-high", Severity.FAULT)]
+
+
+def test_the_rate_is_scaled_to_a_usual_update_and_its_schedule_with_it() -> None:
+    seen: list[float] = []
+
+    def train() -> None:
+        model = net(16, 32, 32, 4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.5)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 if step >= 20 else 1.0)
+        classify(model, optimizer, 40, schedule)
+        seen.append(optimizer.param_groups[0]["lr"])
+
+    assert [f.check for f in findings(train, fix=True)] == []
+    assert 5e-5 < seen[0] < 5e-4  # an update of 0.5 is five times the weights
+
+
+def test_a_schedule_that_is_stepped_too_often() -> None:
+    def train() -> None:
+        model = net(16, 32, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        classify(model, optimizer, 60, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
+
+    (found,) = findings(train)
+    assert found.check == "learning-rate-too-low"
+    assert found.evidence[0].measured == pytest.approx(2.0, rel=1e-3)  # the geometric series
+
+
+def test_a_rate_is_judged_on_one_batch_and_nothing_is_changed() -> None:
+    model = net(16, 32, 4)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
+    report = check(model, batch(), loss=F.cross_entropy, optimizer=optimizer)
+    assert "learning-rate-too-high" in [f.check for f in report.findings]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not optimizer.state
+    healthy = check(model, batch(), loss=F.cross_entropy, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3))
+    assert [f.check for f in healthy.findings if f.check in OPTIM] == []
 
 
 # -- what is seen --------------------------------------------------------------------------------

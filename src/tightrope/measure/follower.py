@@ -6,7 +6,7 @@ import math
 import statistics
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from tightrope.measure.snapshot import Snapshot
 from tightrope.measure.updates import Clips, Group, Leftover, Row, Scaling, Updates
 from tightrope.tape.modules import unwrap
 from tightrope.tape.recorder import Recorder
@@ -35,6 +36,38 @@ def rms(x: Tensor) -> float:
         x = x.coalesce().values()
     wide = torch.float32 if x.dtype.itemsize < 4 else None
     return float(torch.linalg.vector_norm(x.detach(), dtype=wide)) / math.sqrt(total)
+
+
+def trial(
+    optimizer: Optimizer, rows: Iterable[tuple[str, Tensor]], loss: Callable[[], float] | None = None
+) -> Updates | None:
+    """Let an optimizer step on the gradients that are there, see what it does, and take it back.
+
+    Args:
+        optimizer: one that needs no closure.
+        rows: the model's parameters by name.
+        loss: gives the loss on the same batch with the weights as they are then.
+
+    Returns:
+        None when the optimizer cannot step without a closure.
+    """
+    follower, before = Follower([optimizer]), Snapshot([optimizer])
+    follower.recording = True
+    try:
+        with torch.no_grad():
+            follower.before_update(optimizer, closure=False)
+            first = loss() if loss is not None else None
+            with torch.enable_grad():
+                type(optimizer).step(optimizer)
+            follower.after_update(optimizer)
+            after = loss() if loss is not None else None
+            named: dict[int, tuple[str, Tensor]] = {id(p): (name, p) for name, p in rows}
+            found = follower.table(named)
+    except TypeError:  # it asks for a closure
+        return None
+    finally:
+        before.restore()
+    return replace(found, retried=(first, after) if first is not None and after is not None else None)
 
 
 def sample(x: Tensor, most: int = WHOLE) -> Tensor:
@@ -247,14 +280,34 @@ class Follower:
         modules = recorder.modules
         registered = {id(p): p for root in modules.roots for p in unwrap(root).parameters()}
         called = {id(tensor): (number, tensor) for number, tensor in recorder.leaves()}
+        readers = {key: _reader(recorder, number) for key, (number, _) in called.items() if key not in registered}
+        named: dict[int, tuple[str, Tensor]] = {
+            key: (modules.parameters.get(key, ""), p) for key, p in registered.items()
+        }
+        return self.table(named, called, readers)
+
+    def table(
+        self,
+        registered: dict[int, tuple[str, Tensor]],
+        called: dict[int, tuple[int, Tensor]] | None = None,
+        readers: dict[int, str] | None = None,
+    ) -> Updates:
+        """The rows of the models' parameters, of those that calls read, and of those that optimizers hold.
+
+        Args:
+            registered: name and parameter by identity.
+            called: number on the tape and parameter by identity.
+            readers: path of the module that reads a parameter which no model has registered.
+        """
+        called, readers = called or {}, readers or {}
+        every = {key: p for key, (_, p) in registered.items()} | {key: p for key, (_, p) in called.items()}
+        every |= {id(p): p for p in self._held()}
         holders = self._holders()
-        every = {**registered, **{key: tensor for key, (_, tensor) in called.items()}}
-        every.update({id(p): p for p in self._held()})
         rows = []
         for key, p in every.items():
-            name = modules.parameters.get(key)
+            name = registered[key][0] if key in registered else None
+            owner = name.rpartition(".")[0] if name else readers.get(key, "")
             number = called[key][0] if key in called else None
-            owner = name.rpartition(".")[0] if name else _reader(recorder, number)
             rows.append(self._row(p, name, number, owner, key in registered, holders.get(key, ())))
         return self.refresh(Updates(self.step, tuple(rows)))
 
@@ -292,17 +345,17 @@ class Follower:
         ratios = tuple(float(norm) / limit for limit, norm in self._norms if limit > 0)
         clips = Clips(len(ratios), self._norms[-1][0], ratios, self._clips_at) if ratios else None
         later = self.step > updates.step
-        rows = tuple(self._later(row) for row in updates.rows) if later else updates.rows
+        rows = tuple(self._counted(row) if row.groups else row for row in updates.rows)
+        if later:
+            rows = tuple(row if row.groups else replace(row, moved=self._moved(row)) for row in rows)
         rates = tuple(dict(self._rates[key]) for key in self._order)
         return replace(
             updates, rows=rows, leftovers=tuple(self._leftovers), rates=rates, clips=clips, scaling=self._scaling
         )
 
-    def _later(self, row: Row) -> Row:
-        """A row of an earlier step: whether something moves it, how often its optimizer has stepped by now."""
-        if not row.groups:
-            return replace(row, moved=self._moved(row))
-        groups = (replace(g, steps=self._made.get(id(g.live), 0)) for g in row.groups)
+    def _counted(self, row: Row) -> Row:
+        """A row that knows how often its optimizers have stepped by now."""
+        groups = (replace(group, steps=self._made.get(id(group.live), 0)) for group in row.groups)
         return replace(row, groups=tuple(groups))
 
     def _moved(self, row: Row) -> bool | None:

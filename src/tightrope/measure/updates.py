@@ -149,6 +149,7 @@ class Updates:
         rates: largest learning rate of each step at which it changed, by its number; for each optimizer.
         clips: clipping by norm; None without.
         scaling: loss scaling; None without.
+        retried: the loss before and after the update on the same batch, where it was tried out; else None.
     """
 
     step: int
@@ -157,6 +158,7 @@ class Updates:
     rates: tuple[dict[int, float], ...] = ()
     clips: Clips | None = None
     scaling: Scaling | None = None
+    retried: tuple[float, float] | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -1,15 +1,21 @@
-"""Remedies at the update: `clear-gradients`, `optimise-parameters`."""
+"""Remedies at the update: `clear-gradients`, `optimise-parameters`, `scale-learning-rate`."""
 
 from __future__ import annotations
 
+import gc
+import math
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from tightrope.checks.optim.parameter_not_optimised import left_out, root_of
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.registry import remedy
 from tightrope.study import Study
+
+TARGET = 3e-3
+"""Update over weight after `scale-learning-rate`: the middle, on a log scale, of the 1e-3 to 1e-2 of usual training."""
 
 
 @remedy("clear-gradients")
@@ -68,4 +74,39 @@ def optimise_parameters(study: Study, finding: Finding) -> Remedy | None:
     return Remedy("optimise-parameters", title, patch, "state of the optimizer grows with them", safety, action)
 
 
-__all__ = ["clear_gradients", "optimise_parameters"]
+@remedy("scale-learning-rate")
+def scale_learning_rate(study: Study, finding: Finding) -> Remedy | None:
+    """Bring the updates to a usual size; schedules keep their form."""
+    updates = study.updates
+    quantity = "rms of the update over that of the weights"
+    ratio = next((item.measured for item in finding.evidence if item.quantity.startswith(quantity)), None)
+    if updates is None or ratio is None:
+        patch = "scheduler.step()  # once an epoch, or a schedule over all steps"
+        return Remedy("scale-learning-rate", "Step the schedule once an epoch", patch, "none", Safety.REVIEW)
+    if not 0 < ratio < math.inf:
+        return None
+    factor = TARGET / ratio
+    rates = sorted({group.number("lr") for group in updates.groups if group.steps})
+
+    def act() -> None:
+        for optimizer in {id(g.live): g.live for g in updates.groups if g.live is not None and g.steps}.values():
+            _scale_rates(optimizer, factor)
+
+    listed = ", ".join(f"{rate * factor:.2g} in place of {rate:.3g}" for rate in rates[-3:])
+    patch = f"lr={listed}"
+    title = f"Scale the learning rate by {factor:.2g}: updates of {TARGET:.3g} of the weights"
+    return Remedy("scale-learning-rate", title, patch, "none", Safety.SAFE, act)
+
+
+def _scale_rates(optimizer: Optimizer, factor: float) -> None:
+    """Scale the rates of an optimizer and of the schedules that set them."""
+    for group in optimizer.param_groups:
+        for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+            if name in group:
+                group[name] = group[name] * factor
+    for found in gc.get_objects():
+        if issubclass(type(found), LRScheduler) and getattr(found, "optimizer", None) is optimizer:
+            found.base_lrs = [rate * factor for rate in found.base_lrs]
+
+
+__all__ = ["clear_gradients", "optimise_parameters", "scale_learning_rate"]
