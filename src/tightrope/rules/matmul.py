@@ -11,6 +11,7 @@ from tightrope.roles import Axes, Role
 from tightrope.rules.linear import bias_state, mapped, outer, total
 from tightrope.rules.registry import Call, Gradients, rule
 from tightrope.rules.state import State
+from tightrope.rules.written_attention import lean, tilt
 
 
 @rule("addmm")
@@ -47,7 +48,11 @@ def matmul(call: Call) -> State:
     if _is_weight(call, 0, left):
         swapped = mapped(_swap(right), left, _swap_axes(call.axes[0]))
         return _swap(swapped)
-    return product_over(left, right, call.axes[0])
+    made = product_over(left, right, call.axes[0])
+    more = tilt(call)
+    if more is None:
+        return made
+    return replace(made, residual=made.residual + more * right.residual.mean(-2, keepdim=True))
 
 
 @matmul.gradient
@@ -63,6 +68,9 @@ def _(call: Call, upstream: State) -> Gradients:
         return {b: turned, a: outer(_swap(right), _swap(upstream), _swap_axes(call.axes[0]), left)}
     to_left = product_over(upstream, _swap(right), left.axes)
     to_right = product_over(_swap(left), upstream, right.axes)
+    more = lean(call, upstream, right)
+    if more is not None:
+        to_left = replace(to_left, residual=to_left.residual + more)
     return {a: to_left, b: to_right}
 
 
