@@ -1,12 +1,14 @@
-"""Remedies of the graph: `add-activation`, `norm-axis`."""
+"""Remedies of the graph: activations and normalisers that are missing, misplaced or without effect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from tightrope.edit import call, rewrite_call
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.registry import remedy
 from tightrope.study import Study
@@ -59,4 +61,52 @@ def norm_axis(study: Study, finding: Finding) -> Remedy | None:
     return Remedy("norm-axis", title, patch, "weights of the normaliser are trained again", Safety.REVIEW)
 
 
-__all__ = ["add_activation", "norm_axis"]
+@remedy("restore-gamma")
+def restore_gamma(study: Study, finding: Finding) -> Remedy | None:
+    """Set the gains of a normaliser to 1."""
+    module = study.models.find(finding.module)
+    gain = getattr(module, "weight", None)
+
+    def act() -> None:
+        assert isinstance(gain, nn.Parameter)
+        with torch.no_grad():
+            gain.fill_(1.0)
+
+    return Remedy(
+        "restore-gamma", "Set the normaliser's gains to 1", "torch.nn.init.ones_(norm.weight)", "none before training",
+        Safety.SAFE, act if isinstance(gain, nn.Parameter) else None,
+    )  # fmt: skip
+
+
+@remedy("drop-bias")
+def drop_bias(study: Study, finding: Finding) -> Remedy | None:
+    """Build the layers before a normaliser without bias."""
+
+    def rewrite(name: str, arguments: Sequence[str], keywords: dict[str, str]) -> str:
+        return call(name, arguments, {**keywords, "bias": "False"})
+
+    names = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+    edit = rewrite_call(finding.location, names, rewrite)
+    cost = "weights that were saved with the bias no longer load as they are"
+    return Remedy("drop-bias", "Leave the bias out", "bias=False", cost, Safety.REVIEW, edit=edit)
+
+
+@remedy("swap-norm")
+def swap_norm(study: Study, finding: Finding) -> Remedy | None:
+    """Put the normaliser before the activation."""
+    patch = "torch.nn.Sequential(layer, norm, activation)"
+    return Remedy(
+        "swap-norm", "Put the normaliser before the activation", patch, "weights are trained again", Safety.ADVICE
+    )
+
+
+@remedy("open-skip")
+def open_skip(study: Study, finding: Finding) -> Remedy | None:
+    """Leave the identity path of residual blocks alone."""
+    return Remedy(
+        "open-skip", "Add the branch to the input itself", "x = x + branch(activation(norm(x)))",
+        "weights are trained again", Safety.REVIEW,
+    )  # fmt: skip
+
+
+__all__ = ["add_activation", "drop_bias", "norm_axis", "open_skip", "restore_gamma", "swap_norm"]
