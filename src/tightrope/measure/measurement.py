@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tightrope.law import Law
+from tightrope.measure.courses import Course, Sites, recurrent_course, site_course
 from tightrope.measure.laws import arrange, estimate
 from tightrope.measure.probes import Features, Rows, attention_rows, features, softmax_rows, sweet_spot
 from tightrope.roles import Axes, Role
 from tightrope.tape.axes import infer, of_source
-from tightrope.tape.tape import Entry, Kind, Tape, Value, softmax_dim
+from tightrope.tape.tape import RECURRENT, Entry, Kind, Tape, Value, softmax_dim
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Measurement:
         features: scale of every feature of the values that depend on data alone, by id.
         rows: rows of each softmax and each fused attention, by the id of its result.
         broken: ids of the values whose gradient holds NaN or infinity.
+        courses: how recurrent layers go with time, by the id of their result.
+        sites: what batch normalisers that pool over sites read at each, by the id of their result.
+        calls: what each batch normaliser read at each call, by its module: ids and laws of its inputs, those included
+            that the loss does not depend on.
     """
 
     tape: Tape
@@ -67,6 +72,9 @@ class Measurement:
     features: dict[int, Features] = field(default_factory=dict, repr=False)
     rows: dict[int, Rows] = field(default_factory=dict, repr=False)
     broken: frozenset[int] = frozenset()
+    courses: dict[int, Course] = field(default_factory=dict, repr=False)
+    sites: dict[int, Sites] = field(default_factory=dict, repr=False)
+    calls: dict[str, list[tuple[int, Law]]] = field(default_factory=dict, repr=False)
 
 
 class Meter:
@@ -86,6 +94,9 @@ class Meter:
         self.losses: dict[int, float] = {}
         self.features: dict[int, Features] = {}
         self.rows: dict[int, Rows] = {}
+        self.courses: dict[int, Course] = {}
+        self.sites: dict[int, Sites] = {}
+        self.calls: dict[str, list[tuple[int, Law]]] = {}
         self._data: set[int] = set()
 
     def on_value(self, tape: Tape, value: Value, tensor: Tensor, entry: Entry | None) -> None:
@@ -131,15 +142,28 @@ class Meter:
         return free and any(i in self._data for i in entry.inputs)
 
     def on_call(self, entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if entry.op != "scaled_dot_product_attention" or len(args) < 2 or args[0].is_meta:
-            return
+        number = entry.outputs[0]
+        if entry.op in RECURRENT and entry.grad:
+            course = recurrent_course(entry, args)
+            if course is not None:
+                self.courses[number] = course
+        elif entry.op == "batch_norm" and entry.training and entry.inputs[0] in self.laws:
+            self.calls.setdefault(entry.module, []).append((entry.inputs[0], self.laws[entry.inputs[0]]))
+            sites = site_course(args[0], self.axes[entry.inputs[0]]) if args[0].ndim == 3 else None
+            if sites is not None:
+                self.sites[number] = sites
+        elif entry.op == "scaled_dot_product_attention" and len(args) > 1 and not args[0].is_meta:
+            self._attention(number, args, kwargs)
+
+    def _attention(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The rows inside a fused attention."""
         q, k = args[0], args[1]
         scale = kwargs.get("scale") or q.shape[-1] ** -0.5
         mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
         causal = bool(args[5] if len(args) > 5 else kwargs.get("is_causal", False))
         rows = attention_rows(q, k, float(scale), mask, causal)
         if rows is not None:
-            self.rows[entry.outputs[0]] = rows
+            self.rows[number] = rows
 
     def _reread(self, tape: Tape, number: int, entry: Entry) -> Axes:
         """A source's axes are judged by its first reader, which is only known now."""
@@ -156,7 +180,11 @@ class Meter:
 
     def on_collect(self, kept: set[int]) -> None:
         """The recorder has forgotten all values but these."""
-        for known in (self.laws, self.units, self.axes, self.losses, self.features, self.rows, self.gradients):
+        tables: tuple[dict[int, Any], ...] = (
+            self.laws, self.units, self.axes, self.losses, self.features, self.rows, self.gradients, self.courses,
+            self.sites,
+        )  # fmt: skip
+        for known in tables:
             for number in [number for number in known if number not in kept]:
                 del known[number]
         self._read &= kept
@@ -180,7 +208,10 @@ class Meter:
         units = {i: found for i, found in self.units.items() if i in tape.values}
         gradients = {i: law for i, law in self.gradients.items() if i in tape.values}
         loss = self.losses.get(tape.loss) if tape.loss is not None else None
-        return Measurement(tape, laws, gradients, units, loss, self.features, self.rows, frozenset(self.broken))
+        return Measurement(
+            tape, laws, gradients, units, loss, self.features, self.rows, frozenset(self.broken), self.courses,
+            self.sites, self.calls,
+        )  # fmt: skip
 
 
 def count_units(x: Tensor, axes: Axes) -> Units:
