@@ -16,7 +16,7 @@ from tightrope.checks.registry import get
 from tightrope.finding import Finding, Severity
 from tightrope.run import rehearse
 
-CHECKS = ("label-order", "correlated-batch")
+CHECKS = ("label-order", "correlated-batch", "shuffled-labels")
 HEALTHY: dict[str, Callable[[], None]] = {}
 
 
@@ -157,6 +157,21 @@ def test_a_gap_between_recorded_steps_is_found_by_its_step() -> None:
         ("non-finite", "non-finite-input"),
     ]
     assert "the input of step 6" in findings[0].summary
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_labels_of_other_samples(kind: str) -> None:
+    def train() -> None:
+        x, y = digits()
+        y = y[torch.randperm(len(y))]
+        if kind == "classes":
+            fit(mlp(64, 10), drawn(x, y, 32, 110), F.cross_entropy)
+        else:
+            fit(mlp(64, 1), drawn(x, y[:, None] / 10, 32, 110), F.mse_loss)
+
+    (finding,) = found(train)
+    assert finding.check == "shuffled-labels"
+    assert finding.evidence[0].measured < 2
 
 
 # -- what is fine --------------------------------------------------------------------------------
@@ -385,6 +400,83 @@ def pairs_and_segments() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+@healthy
+def little_signal() -> None:
+    """A fifth of a label's variance is all that the data tell."""
+    x = torch.randn(2000, 10)
+    fit(mlp(10, 1), drawn(x, 0.5 * x[:, :1] + torch.randn(2000, 1), 32, 110), F.mse_loss)
+
+
+@healthy
+def exclusive_or() -> None:
+    """No feature alone tells the label."""
+    x = torch.randn(1500, 4)
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
+    fit(model, drawn(x, (x[:, 0] * x[:, 1] > 0).long(), 32, 110), F.cross_entropy)
+
+
+@healthy
+def rare_positives() -> None:
+    x = torch.randn(1500, 8)
+    fit(mlp(8, 1), drawn(x, (x[:, :1] > 1.645).float(), 32, 110), F.binary_cross_entropy_with_logits)
+
+
+@healthy
+def actions_and_what_they_brought() -> None:
+    """Actions of a young policy depend on no state; the loss weighs them by what they brought."""
+    policy = mlp(6, 3)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=5e-3)
+    for _ in range(110):
+        state = torch.randn(32, 6)
+        action = torch.distributions.Categorical(logits=policy(state).detach()).sample()
+        reward = (action == state[:, :3].argmax(1)).float() - 1 / 3
+        loss = (F.cross_entropy(policy(state), action, reduction="none") * reward).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@healthy
+def values_of_a_target_network() -> None:
+    net, frozen = mlp(4, 1), mlp(4, 1)
+    frozen.load_state_dict(net.state_dict())
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for _ in range(110):
+        state, later = torch.randn(32, 4), torch.randn(32, 4)
+        with torch.no_grad():
+            value = torch.randn(32, 1) + 0.9 * frozen(later)
+        loss = F.mse_loss(net(state), value)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@healthy
+def pairs_of_views() -> None:
+    x, _ = digits()
+    encoder = mlp(64, 16)
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=1e-3)
+    for a, _ in drawn(x, x, 32, 110):
+        left, right = (F.normalize(encoder(a + 0.05 * torch.randn_like(a)), dim=1) for _ in range(2))
+        loss = F.cross_entropy(left @ right.T, torch.arange(32))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@healthy
+def noise_to_be_told_from_the_picture() -> None:
+    """The target is the noise that was mixed into the input."""
+    x, _ = digits()
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for a, _ in drawn(x, x, 32, 110):
+            noise, time = torch.randn_like(a), torch.rand(len(a), 1)
+            yield time.sqrt() * (2 * a - 1) + (1 - time).sqrt() * noise, noise
+
+    fit(mlp(64, 64), batches(), F.mse_loss)
 
 
 @pytest.mark.parametrize("name", HEALTHY)

@@ -136,7 +136,8 @@ def _fresh(inputs: dict[Place, list[Sample]]) -> frozenset[int] | None:
 
 def _on_cpu(sample: Sample) -> Sample:
     features = sample.features.detach().cpu() if sample.features is not None else None
-    return replace(sample, rows=sample.rows.detach().cpu(), features=features)
+    loss = sample.loss.cpu() if sample.loss is not None else None
+    return replace(sample, rows=sample.rows.detach().cpu(), features=features, loss=loss)
 
 
 def _shares(classes: Tensor) -> Tensor:

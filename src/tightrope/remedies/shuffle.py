@@ -1,4 +1,4 @@
-"""`shuffle`: let every batch be a random part of the data."""
+"""`shuffle` and `align-labels`: the order in which samples and their labels come."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def shuffle(study: Study, finding: Finding) -> Remedy | None:
     return Remedy("shuffle", title, patch, cost, Safety.REVIEW, _action(loader), edit)
 
 
+@remedy("align-labels")
+def align_labels(study: Study, finding: Finding) -> Remedy | None:
+    """Say how data and labels keep one order."""
+    patch = (
+        "order = torch.randperm(len(x))\n"
+        "x, y = x[order], y[order]  # one permutation for both\n"
+        "print(x[:3], y[:3])  # a few samples, judged by eye"
+    )
+    return Remedy("align-labels", "Give data and labels the same order", patch, "none", Safety.ADVICE)
+
+
 def _shuffled(name: str, arguments: Sequence[str], keywords: dict[str, str]) -> str:
     """The call with `shuffle=True`, its third argument; one that names a sampler stays as it is."""
     if {"sampler", "batch_sampler"} & keywords.keys() or len(arguments) > 3:
@@ -52,4 +63,4 @@ def _action(loader: Any) -> Callable[[], None] | None:
     return act
 
 
-__all__ = ["shuffle"]
+__all__ = ["align_labels", "shuffle"]

@@ -76,7 +76,8 @@ class Sample:
         rows: the rows that were kept, as a matrix.
         features: of a loss: the same rows of what the head was given; None when they are not known.
         sliced: whether the batch is a contiguous part of a larger tensor.
-        made: whether a model of the program makes such tensors (the fakes of a GAN).
+        made: whether a model of the program makes such tensors (the fakes of a GAN, the targets of a teacher).
+        loss: of a loss that returned one number: that number.
     """
 
     step: int
@@ -85,6 +86,7 @@ class Sample:
     features: Tensor | None = None
     sliced: bool = False
     made: bool = False
+    loss: Tensor | None = None
 
 
 class Sampler(TorchFunctionMode):
@@ -106,6 +108,7 @@ class Sampler(TorchFunctionMode):
         self._turns: dict[tuple[str, Location, tuple[int, ...]], int] = {}
         self._heads: deque[tuple[weakref.ref[Tensor], Tensor]] = deque(maxlen=4)
         self._made: set[tuple[int, ...]] = set()
+        self._taught: set[int] = set()
         self._idle: nn.Module | None = None
         self._handles: list[Any] = []
 
@@ -137,6 +140,7 @@ class Sampler(TorchFunctionMode):
         self.step += 1
         self._turns.clear()
         self._heads.clear()
+        self._taught.clear()
         if self.step > STEPS:
             self.stop()
 
@@ -157,8 +161,9 @@ class Sampler(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._idle is module:
             self._idle = None
-            if type(output) is Tensor:
+            if type(output) is Tensor and output.ndim:
                 self._made.add(tuple(output.shape[1:]))
+                self._taught.add(len(output))
             self.resume()
 
     # -- what it sees ----------------------------------------------------------------------------
@@ -186,7 +191,7 @@ class Sampler(TorchFunctionMode):
 
     def _look(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         if op in LOSSES:
-            self._loss(op, args, kwargs)
+            self._loss(op, args, kwargs, result)
         elif op in PASSING:
             self._pass_on(args, result)
         elif op == "detach":
@@ -215,7 +220,7 @@ class Sampler(TorchFunctionMode):
             sample = Sample(self.step, len(data), rows, sliced=_sliced(data), made=made)
             self.inputs.setdefault(place, []).append(sample)
 
-    def _loss(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _loss(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         pair = [kwargs.get(name, args[n] if len(args) > n else None) for n, name in enumerate(("input", "target"))]
         if plain(pair[1]) and pair[1].requires_grad:
             pair.reverse()
@@ -229,7 +234,9 @@ class Sampler(TorchFunctionMode):
             return
         head = next((h for made, h in self._heads if made() is scores or made() is scores._base is not None), None)
         kept = thin(head) if head is not None and len(head) == len(target) else None
-        sample = Sample(self.step, len(target), thin(target), kept, _sliced(target))
+        number = result.detach() if plain(result) and result.ndim == 0 else None
+        taught = len(target) in self._taught
+        sample = Sample(self.step, len(target), thin(target), kept, _sliced(target), taught, number)
         self.targets.setdefault(place, []).append(sample)
 
     def _pass_on(self, args: tuple[Any, ...], result: Any) -> None:
