@@ -123,7 +123,7 @@ def _constant(target: Stream) -> float | None:
 
 
 def _entropy(shares: Tensor) -> float:
-    return -sum(p * math.log(p) for p in shares.tolist() if p > 0)
+    return float(-sum(p * math.log(p) for p in shares.tolist() if p > 0))
 
 
 def sick() -> Program:
