@@ -9,7 +9,7 @@ from torch import nn
 
 from tightrope.checks.norm.tiny_batch_norm import ENOUGH, values
 from tightrope.edit import Edit, call, rewrite_call, sibling
-from tightrope.finding import Finding, Remedy, Safety
+from tightrope.finding import Finding, Remedy, Safety, Severity
 from tightrope.nn.blended_norm import BlendedNorm
 from tightrope.remedies.live import replacing
 from tightrope.remedies.registry import remedy
@@ -33,7 +33,7 @@ def group_norm(study: Study, finding: Finding) -> Remedy | None:
     return Remedy(
         "group-norm", f"Normalise within each sample: {_several(len(makes), 'group norm')}",
         f"torch.nn.GroupNorm({number}, channels)  # instead of BatchNorm",
-        "a few percent slower; trained running statistics are lost", _safety(study, makes), _acting(study, makes),
+        "trained running statistics are lost", _safety(study, finding, makes), _acting(study, makes),
         _edit(finding, lambda name, width: call(sibling(name, "GroupNorm"), [str(number), width], {})),
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ def blended_norm(study: Study, finding: Finding) -> Remedy | None:
     return Remedy(
         "blended-norm", f"Mix in the statistics of each sample: {_several(len(makes), 'blended norm')}",
         "tightrope.nn.BlendedNorm(channels)  # instead of BatchNorm", "one more parameter a channel",
-        _safety(study, makes), _acting(study, makes),
+        _safety(study, finding, makes), _acting(study, makes),
         _edit(finding, lambda _, width: call("tightrope.nn.BlendedNorm", [width], {})),
     )  # fmt: skip
 
@@ -109,12 +109,15 @@ def _blended(study: Study) -> Make:
     return make
 
 
-def _safety(study: Study, makes: dict[str, Make]) -> Safety:
-    """Before training nothing is lost; statistics and weights that were learnt together with batch norm may be."""
+def _safety(study: Study, finding: Finding, makes: dict[str, Make]) -> Safety:
+    """Before training nothing is lost; statistics and weights that were learnt together with batch norm may be, and
+    where the batch is nearly large enough batch norm may do better than what takes its place.
+    """
     norms = [study.models.find(path) for path in makes]
     counts = [norm.num_batches_tracked for norm in norms if isinstance(norm, Norm)]
     fresh = all(count is None or int(count) <= 1 for count in counts)
-    return Safety.SAFE if study.step <= 1 and fresh else Safety.REVIEW
+    worth = finding.severity is not Severity.ADVICE
+    return Safety.SAFE if worth and study.step <= 1 and fresh else Safety.REVIEW
 
 
 def _acting(study: Study, makes: dict[str, Make]) -> Callable[[], None] | None:

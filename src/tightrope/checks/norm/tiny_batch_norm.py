@@ -10,8 +10,9 @@ Evidence  m of every batch norm that trains on batch statistics, which the shape
 Verdict   `fault` where the noise is no smaller than the signal (m = 1, 2), `warning` from half of it on (m up to 6),
           `advice` from a third on (m up to 13). A batch that is seen in a later step alone may be the last of an epoch:
           `advice`.
-Remedy    a normaliser that needs no batch, with gains and biases carried over (`group-norm`); a mixture that trusts the
-          batch as far as it is large (`blended-norm`); larger batches (`larger-batch`).
+Remedy    a mixture that trusts the batch as far as it is large (`blended-norm`), or a normaliser that needs no batch
+          (`group-norm`), both with gains and biases carried over; larger batches (`larger-batch`). Where the finding
+          is `advice`, neither layer is swapped unasked: batch norm may still be the better one.
 Limits    sites of one sample resemble each other, so that m overstates what images of a small batch tell. Batch norm
           over a single sample with many sites is instance norm, and is not judged here. Batch norm on its running
           statistics is left alone.
@@ -34,7 +35,7 @@ from tightrope.tape.tape import Entry
 
 STAGE = "batch"
 EXPLAINS = ("train-eval-mismatch", "vanishing-gradient", "moving-target", "batch-too-small")
-REMEDIES = ("group-norm", "blended-norm", "larger-batch")
+REMEDIES = ("blended-norm", "group-norm", "larger-batch")
 
 FAULT, WARNING, ADVICE = 1.0, 1 / 2, 1 / 3  # std of the noise over that of the signal: as large, half, a third
 ENOUGH = 14  # values from which on the noise is below a third of the signal

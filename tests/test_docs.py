@@ -1,0 +1,19 @@
+"""Examples of the pages run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("page", ["layers.md"])
+def test_the_blocks_of_a_page_are_one_program(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
+    assert blocks
+    exec(compile("\n".join(blocks), page, "exec"), {"__name__": page})
+    assert capsys.readouterr().out
