@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tightrope.check import study
 from tightrope.checks.layers import Layer, layers
+from tightrope.checks.registry import get
 from tightrope.diagnose import diagnose
 from tightrope.finding import Finding, Severity
 
@@ -191,3 +193,12 @@ def test_zero_heads_and_branch_ends_are_a_choice(judge: Judge) -> None:
             return self.head(x + self.b(F.relu(self.a(x))))
 
     assert judge("zero-init", Net(), batch()) == []
+
+
+@pytest.mark.parametrize("name", ["init-too-large", "init-too-small", "zero-init"])
+def test_trained_weights_are_not_the_initialisers(name: str) -> None:
+    check = get(name)
+    subject = check.module.sick()
+    found = study(subject.model, subject.data, loss=subject.loss)
+    assert check.judge(found)
+    assert check.judge(replace(found, step=10)) == []

@@ -127,3 +127,27 @@ def test_a_zero_head_is_not_judged(judge: Judge) -> None:
 
 def test_a_model_of_one_layer_has_no_way(judge: Judge) -> None:
     assert way(study(nn.Linear(64, 4), batch(), loss=F.cross_entropy)) is None
+
+
+class _Stream(nn.Module):
+    """Residual blocks on the data themselves, the last weight of each zero, as good recipes have it."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(depth))
+        self.ups = nn.ModuleList(nn.Linear(32, 64) for _ in range(depth))
+        self.downs = nn.ModuleList(nn.Linear(64, 32) for _ in range(depth))
+        self.head = nn.Linear(32, 4)
+        for layer in self.downs:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, up, down in zip(self.norms, self.ups, self.downs, strict=True):
+            x = x + down(F.gelu(up(norm(x))))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("name", ["vanishing-signal", "vanishing-gradient", "exploding-signal"])
+def test_a_stream_of_data_passes_its_branches_by(judge: Judge, name: str) -> None:
+    assert judge(name, _Stream(6), (torch.randn(64, 32), torch.arange(64) % 4)) == []

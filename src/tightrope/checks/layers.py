@@ -205,7 +205,9 @@ def cuts(study: Study) -> list[Cut]:
         if entry in uses or weighed.intersection(entry.inputs):
             weighed.update(entry.outputs)
     starts = {number for e in uses for number in _data(tape, e) if number not in weighed} & reach
-    forward = dict.fromkeys(starts, 1)
+    # A stream that begins with the data themselves passes its first branch by: the ways start where the data enter.
+    roots = {n for n in tape.ancestors(*starts) & reach if tape.values[n].producer is None and not _fixed(tape, n)}
+    forward = dict.fromkeys(roots or starts, 1)
     for entry in tape.entries:
         ways = sum(forward.get(n, 0) for n in entry.inputs if n in reach) % _PRIME
         if ways:

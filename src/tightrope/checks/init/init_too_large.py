@@ -9,6 +9,7 @@ Verdict   `fault` when signal or gradient really explodes, or a bounded activati
 Remedy    solve every weight scale from the laws (`initialize`), or draw weights by the law of the activation.
 Limits    a large layer before a normaliser has no effect on the signal and is not judged; nor is the last layer, whose
           size shows in the loss (`loss-at-init`).
+          Only the first step is judged: what weights have become later is the updates' doing.
 References  He et al. (2015), Delving deep into rectifiers, ICCV; Glorot, Bengio (2010), AISTATS.
 """
 
@@ -36,6 +37,8 @@ REASON = math.log(5.0)  # at a pre-activation std of 5, 72 % of tanh units lie o
 
 def judge(study: Study) -> Iterator[Finding]:
     """One finding over the layers that are too large together."""
+    if study.step > 1:
+        return
     off = offenders(study, +1)
     if off.found and off.total > REASON and _harmful(study):
         yield finding(study, "init-too-large", off)

@@ -8,6 +8,7 @@ Verdict   `fault` when signal or gradient really vanishes on the way and the pro
 Remedy    solve every weight scale from the laws (`initialize`), or draw weights by the law of the activation.
 Limits    one small layer in a shallow net is no fault, nor is a small layer before a normaliser or a small last layer.
           torch's own default, n E[w^2] = 1/3, is too small from about ten plain layers on.
+          Only the first step is judged: what weights have become later is the updates' doing.
 References  He et al. (2015), Delving deep into rectifiers, ICCV; Glorot, Bengio (2010), AISTATS.
 """
 
@@ -30,6 +31,8 @@ REASON = math.log(1 / 30)  # the square root of the thousandth below which a gra
 
 def judge(study: Study) -> Iterator[Finding]:
     """One finding over the layers that are too small together."""
+    if study.step > 1:
+        return
     off = offenders(study, -1)
     if off.found and off.total < REASON and vanished(study):
         yield finding(study, "init-too-small", off)

@@ -7,6 +7,7 @@ Verdict   `fault` for a hidden layer whose units are all identical.
 Remedy    draw the weights at random, by the law of the activation (`initialize`).
 Limits    last layers, ends of residual branches, gates and normalisers are set to zero on purpose and are not judged;
           nor is a layer whose biases differ.
+          Only the first step is judged: what weights have become later is the updates' doing.
 References  Goodfellow, Bengio, Courville (2016), Deep Learning, section 8.4.
 """
 
@@ -30,6 +31,8 @@ REMEDIES = ("initialize",)
 
 def judge(study: Study) -> Iterator[Finding]:
     """One finding over all hidden layers of identical units."""
+    if study.step > 1:
+        return
     off = [
         layer
         for layer in layers(study.tape, study.measurement.laws)
