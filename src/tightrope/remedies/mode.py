@@ -1,4 +1,4 @@
-"""`set-mode`: bring a model into the mode that its use asks for."""
+"""Remedies of modes: `set-mode`, `dropout-by-mode`, `move-dropout`, `bn-momentum`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,47 @@ def set_mode(study: Study, finding: Finding) -> Remedy | None:
     )  # fmt: skip
 
 
+@remedy("dropout-by-mode")
+def dropout_by_mode(study: Study, finding: Finding) -> Remedy | None:
+    """Let dropout follow the module's mode."""
+    fused = finding.summary.startswith("scaled_dot_product_attention")
+    patch = "dropout_p=self.p if self.training else 0.0" if fused else "F.dropout(x, p, training=self.training)"
+    return Remedy("dropout-by-mode", "Let dropout follow the module's mode", patch, "none", Safety.REVIEW)
+
+
+@remedy("move-dropout")
+def move_dropout(study: Study, finding: Finding) -> Remedy | None:
+    """Put dropout where no batch norm reads its noise."""
+    patch = (
+        "put torch.nn.Dropout behind the last norm, just before the head\n"
+        "torch.optim.swa_utils.update_bn(loader, model)  # of a trained model, with its dropout layers in eval mode"
+    )
+    return Remedy(
+        "move-dropout", "Put dropout behind the last batch norm", patch, "less noise in the layers before it",
+        Safety.ADVICE,
+    )  # fmt: skip
+
+
+@remedy("bn-momentum")
+def bn_momentum(study: Study, finding: Finding) -> Remedy | None:
+    """Let running statistics arrive within the run."""
+    modules = [module for path in finding.modules if (module := study.models.find(path)) is not None]
+
+    def act() -> None:
+        for module in modules:
+            module.__dict__["momentum"] = MOMENTUM
+            module.get_buffer("num_batches_tracked").zero_()
+
+    return Remedy(
+        "bn-momentum", f"Give the running statistics a momentum of {MOMENTUM}",
+        f"torch.nn.BatchNorm2d(channels, momentum={MOMENTUM})", "none; statistics follow the last ten batches",
+        Safety.SAFE if modules else Safety.REVIEW, act if modules else None,
+    )  # fmt: skip
+
+
+MOMENTUM = 0.1
+"""Torch's own: running statistics are those of the last ten batches."""
 EVALUATION = "layers"
 """Unit of the evidence of an evaluation: the number of layers that ran as in training."""
 
-__all__ = ["EVALUATION", "set_mode"]
+__all__ = ["EVALUATION", "bn_momentum", "dropout_by_mode", "move_dropout", "set_mode"]

@@ -1,0 +1,121 @@
+"""`train-eval-mismatch`: running statistics that are not those of the data the net is trained on.
+
+Law       a running statistic after n updates with momentum a is (1 - a)^n times its first value plus a weighted mean of
+          the batches'; it follows the data with a delay of 1 / a updates. While a n is below 1 it is mostly what it was
+          built with, mean 0 and variance 1, and evaluation normalises with those.
+Evidence  weight (1 - a)^n of the first value; running variance and mean beside the batch's; the loss of the recorded
+          batch with running statistics and with its own, dropout off in both.
+Verdict   judged at the end of a run, or of a model as it stands, after at least 30 updates: more than half the weight
+          on the first value, statistics that miss the batch's variance by half or its mean by one std, and a loss that
+          is more than 5 % higher is a `warning`, one that is twice as high a `fault`.
+Remedy    a momentum of 0.1, or of 3 / n for a run of n steps; for a trained model, running statistics taken anew
+          (`bn-momentum`).
+Limits    one batch. Batch norm that is frozen is `wrong-mode`'s to judge; a short run of a rate that is meant for a
+          long one is reported all the same, since its evaluation does not work either.
+References  Ioffe, Szegedy (2015), Batch normalization, ICML; Wu, Johnson (2021), Rethinking "batch" in BatchNorm,
+          arXiv:2105.07576.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tightrope.checks.mode.layers import Statistics, norms, statistics
+from tightrope.checks.mode.rates import Modes, loss_in, running
+from tightrope.finding import Evidence, Finding, Severity
+from tightrope.study import Study
+from tightrope.subject import Subject
+from tightrope.tape.rerun import Unplayable
+
+STAGE = "run"
+EXPLAINS = ()
+REMEDIES = ("bn-momentum",)
+
+UPDATES = 30
+"""Updates after which a model counts as trained at all."""
+LEFT = 0.5
+"""Weight of the first value above which statistics are mostly what they were built with."""
+VARIANCE, SHIFT = (
+    0.5,
+    1.0,
+)  # as in `wrong-mode`: twice what frozen statistics miss in fine-tuning; half of a ReLU's units
+WORSE, TWICE = 1.05, 2.0
+
+
+def judge(study: Study) -> Iterator[Finding]:
+    """At most one finding, for all batch norms whose statistics have not arrived."""
+    tape = study.tape
+    if tape.loss is None or (study.history is not None and not study.history.ended):
+        return
+    late: list[tuple[float, int, Statistics]] = []
+    for entry in norms(tape, training=True):
+        module = study.models.find(entry.module)
+        count = getattr(module, "num_batches_tracked", None)
+        rate = entry.argument(6, "momentum", 0.1)
+        if count is None or rate is None or int(count) < UPDATES:
+            continue
+        left = (1 - float(rate)) ** int(count)
+        found = statistics(tape, entry) if left > LEFT else None
+        if found is not None and (found.variance >= VARIANCE or found.shift >= SHIFT):
+            late.append((left, int(count), found))
+    if not late:
+        return
+    entries = list(norms(tape, training=True))
+    try:
+        own = loss_in(tape, Modes(drop=False))
+        lost = loss_in(tape, Modes(drop=False, given=running(tape, entries)))
+    except Unplayable:
+        return
+    if lost > own + (WORSE - 1) * abs(own):
+        yield _finding(study, late, own, lost)
+
+
+def _finding(study: Study, late: list[tuple[float, int, Statistics]], own: float, lost: float) -> Finding:
+    left, count, worst = max(late, key=lambda item: item[2].variance)
+    rate = float(worst.entry.argument(6, "momentum", 0.1))
+    twice = lost > own + (TWICE - 1) * abs(own)
+    return Finding(
+        "train-eval-mismatch", Severity.FAULT if twice else Severity.WARNING, worst.entry.module,
+        str(study.tape.location(worst.entry)),
+        f"momentum {rate:.3g}: after {count} updates the running statistics of {len(late)} batch "
+        f"norm{'s' * (len(late) > 1)} are {left:.3g} what they were built with; the loss in eval mode is {lost:.3g}, "
+        f"{own:.3g} with the batch's own",
+        (
+            Evidence("weight of the first value in the running statistics", left, 0.0),
+            Evidence("loss in eval mode, dropout off", lost, own),
+            Evidence("running variance, relative distance from the batch's", worst.variance, 0.0),
+        ),
+        worst.entry.index, modules=tuple(item[2].entry.module for item in late),
+    )  # fmt: skip
+
+
+def sick() -> Subject:
+    """A momentum of 0.0001, as other libraries count it from the other side, after 200 batches."""
+    return _net(1e-4)
+
+
+def healthy() -> Subject:
+    """The same with torch's own momentum."""
+    return _net(0.1)
+
+
+def _net(momentum: float) -> Subject:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 64), nn.BatchNorm1d(64, momentum=momentum), nn.ReLU(),
+        nn.Linear(64, 64), nn.BatchNorm1d(64, momentum=momentum), nn.ReLU(), nn.Linear(64, 4),
+    )  # fmt: skip
+    x = torch.randn(128, 16)
+    y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return Subject(model, (x, y), F.cross_entropy)
