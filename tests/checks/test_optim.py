@@ -385,6 +385,59 @@ def a_spike_at_the_start() -> None:
     classify(model, torch.optim.Adam(model.parameters(), lr=0.03), 60)
 
 
+@healthy
+def stop_gradient_with_another_way() -> None:
+    """Two views, each of which predicts the other's detached projection."""
+    trunk, predictor = net(16, 32, 8), net(8, 16, 8)
+    optimizer = torch.optim.SGD([*trunk.parameters(), *predictor.parameters()], lr=0.05)
+    for _ in range(STEPS):
+        x = torch.randn(64, 16)
+        a, b = trunk(x + 0.1 * torch.randn_like(x)), trunk(x + 0.1 * torch.randn_like(x))
+        optimizer.zero_grad()
+        (
+            -F.cosine_similarity(predictor(a), b.detach()).mean() - F.cosine_similarity(predictor(b), a.detach()).mean()
+        ).backward()
+        optimizer.step()
+
+
+@healthy
+def discriminator_frozen_in_the_other_pass() -> None:
+    generator, critic = net(4, 32, 2), net(2, 32, 1)
+    first = torch.optim.Adam(generator.parameters(), lr=1e-3)
+    second = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    for _ in range(STEPS):
+        fake = generator(torch.randn(64, 4))
+        critic.requires_grad_(True)
+        second.zero_grad()
+        (critic(fake.detach()) - critic(torch.randn(64, 2) + 2)).mean().tanh().backward()
+        second.step()
+        critic.requires_grad_(False)
+        first.zero_grad()
+        (-critic(fake).mean()).backward()
+        first.step()
+
+
+@healthy
+def wide_random_features() -> None:
+    model = nn.Sequential(net(16, 128).requires_grad_(False), nn.ReLU(), nn.Linear(128, 4))
+    classify(model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3))
+
+
+@healthy
+def experts_by_turns() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts, self.head = nn.ModuleList(net(16, 8) for _ in range(4)), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.experts[0](x))
+            return scores
+
+    model = Experts()
+    classify(model, torch.optim.Adam(model.parameters(), lr=3e-3))
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_loops_raise_no_alarm(name: str) -> None:
     found = [f for f in findings(HEALTHY[name]) if f.severity is not Severity.ADVICE]
@@ -479,6 +532,75 @@ def test_an_optimizer_that_never_steps_is_named_at_the_end() -> None:
     (found,) = (f for f in findings(train) if f.check == "parameter-not-optimised")
     assert "has not stepped" in found.summary
     assert found.location.endswith(f"test_optim.py:{train.__code__.co_firstlineno + 3}")
+
+
+# -- gradients that do not arrive ----------------------------------------------------------------
+
+
+def rebuilt(x: Tensor) -> Tensor:
+    return torch.tensor(x.tolist())
+
+
+@pytest.mark.parametrize(
+    ("cut", "op"),
+    [
+        (Tensor.detach, "detach"), (lambda x: x.data, "data"), (rebuilt, "tensor"), (lambda x: x.argmax(1), "argmax"),
+        (lambda x: (x > 0).float(), "gt"),
+    ],
+)  # fmt: skip
+def test_the_call_that_ends_the_gradient_is_named(cut: Callable[[Tensor], Tensor], op: str) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.table, self.head = net(16, 8), nn.Embedding(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = cut(self.body(x))
+            scores: Tensor = self.head(x if x.is_floating_point() else self.table(x))
+            return scores
+
+    def train() -> None:
+        model = Cut()
+        classify(model, torch.optim.Adam(model.parameters(), lr=3e-3), 3)
+
+    found = [f for f in findings(train) if f.check == "detached-branch"]
+    assert [f.severity for f in found] == [Severity.FAULT]
+    assert found[0].modules == ("body.0",)
+    assert f"through {op}," in found[0].summary
+
+
+def test_an_idle_part_weighs_what_it_is_and_whose_it_is() -> None:
+    class Net(nn.Module):
+        def __init__(self, idle: nn.Module) -> None:
+            super().__init__()
+            self.idle, self.head = idle, nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(x)
+            return scores
+
+    def severity(idle: nn.Module) -> list[Severity]:
+        def train() -> None:
+            model = Net(idle)
+            classify(model, torch.optim.Adam(model.parameters(), lr=3e-3), 3)
+
+        return [f.severity for f in findings(train) if f.check == "unused-parameter"]
+
+    assert severity(net(16, 16)) == [Severity.WARNING]
+    assert severity(nn.Linear(2, 2)) == [Severity.ADVICE]
+    assert severity(nn.ModuleList([net(16, 16)])) == [Severity.WARNING]  # all of the list lies idle
+
+
+def test_a_fresh_head_that_is_frozen_in_its_optimizer() -> None:
+    def train() -> None:
+        model = net(16, 32, 4)
+        model[2].requires_grad_(False)
+        classify(model, torch.optim.Adam(model.parameters(), lr=3e-3), 12)
+
+    (found,) = (f for f in findings(train) if f.check == "frozen-by-accident")
+    assert found.severity is Severity.FAULT
+    assert found.modules == ("2",)
+    assert "frozen-by-accident" not in [f.check for f in findings(train, fix=True)]
 
 
 # -- learning rates ------------------------------------------------------------------------------

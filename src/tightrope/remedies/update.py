@@ -109,4 +109,59 @@ def _scale_rates(optimizer: Optimizer, factor: float) -> None:
             found.base_lrs = [rate * factor for rate in found.base_lrs]
 
 
-__all__ = ["clear_gradients", "optimise_parameters", "scale_learning_rate"]
+@remedy("keep-gradient")
+def keep_gradient(study: Study, finding: Finding) -> Remedy | None:
+    """Say what to write in the place of the call that ends the gradient."""
+    entry = next((e for e in study.tape.entries if e.index == finding.index), None)
+    op = entry.op if entry is not None else ""
+    title, patch, cost = "Hand the tensor itself on", f"delete the {op}", "none"
+    if entry is not None and not entry.grad:
+        title, patch = "Compute it outside torch.no_grad()", "delete the `with torch.no_grad():`"
+    elif op in ("tensor", "as_tensor", "from_numpy", "asarray", "new_tensor"):
+        patch = "hand the tensor on as it is: no .tolist(), .numpy(), .item() and torch.tensor(...) between layers"
+    elif op != "detach" and op != "data":
+        title = "Replace the decision by a differentiable one"
+        patch = "choice = torch.nn.functional.gumbel_softmax(scores, hard=True)  # then choice @ table.weight"
+        cost = "a biased gradient; the score function is unbiased and noisier"
+    return Remedy("keep-gradient", title, patch, cost, Safety.REVIEW)
+
+
+@remedy("use-or-delete")
+def use_or_delete(study: Study, finding: Finding) -> Remedy | None:
+    """Say that a module is to be called or to go."""
+    patch = f"call {finding.modules[0]} in forward, or delete it"
+    return Remedy("use-or-delete", "Use the module, or delete it", patch, "none", Safety.ADVICE)
+
+
+@remedy("unfreeze")
+def unfreeze(study: Study, finding: Finding) -> Remedy | None:
+    """Let the frozen modules learn: in memory together with the rest of their model."""
+    updates = study.updates
+    if updates is None:
+        return None
+    rows = [row for row in updates.rows if row.module in finding.modules and not row.trained and row.live is not None]
+    chosen = next((g.live for row in updates.rows if row.gradient for g in row.groups), None)
+
+    def act() -> None:
+        for row in rows:
+            assert row.live is not None
+            row.live.requires_grad_()
+        if chosen is not None and any(not row.groups for row in rows):
+            chosen.add_param_group({"params": [row.live for row in rows if not row.groups]})
+
+    action = act if rows and chosen is not None else None
+    patch = (
+        f"{finding.modules[0] or 'model'}.requires_grad_()  # before the optimizer is built; or load trained weights"
+    )
+    safety = Safety.SAFE if action else Safety.REVIEW
+    return Remedy("unfreeze", "Let the frozen weights learn", patch, "a longer backward pass", safety, action)
+
+
+__all__ = [
+    "keep_gradient",
+    "unfreeze",
+    "use_or_delete",
+    "clear_gradients",
+    "optimise_parameters",
+    "scale_learning_rate",
+]
