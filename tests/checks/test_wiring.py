@@ -179,3 +179,34 @@ def test_the_product_is_the_identitys_share_of_the_gradient(judge: Judge) -> Non
     (found,) = judge("blocked-skip", model, rows())
     assert found.evidence[0].measured == pytest.approx(0.3 ** found.evidence[2].measured, rel=1e-6)
     assert found.evidence[2].measured == 5
+
+
+# -- outside the sweet spot ------------------------------------------------------------------------
+
+
+def smooth(act: nn.Module, bias: float, width: int = 64) -> nn.Sequential:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, width)
+    nn.init.normal_(layer.weight, std=8**-0.5)
+    nn.init.constant_(layer.bias, bias)
+    return nn.Sequential(layer, act, nn.Linear(width, 3))
+
+
+@pytest.mark.parametrize(
+    ("act", "edge"), [(nn.GELU(), -1.72), (nn.SiLU(), -0.88), (nn.ELU(), -2.3), (nn.Softplus(), -2.19)]
+)
+def test_smooth_activations_on_their_flat_side(judge: Judge, act: nn.Module, edge: float) -> None:
+    (found,) = judge("outside-sweet-spot", smooth(act, edge - 2), rows())
+    exact = float(torch.special.ndtr(torch.tensor((edge - found.evidence[2].measured) / found.evidence[3].measured)))
+    assert found.evidence[0].measured == pytest.approx(exact, abs=2e-3)
+    assert judge("outside-sweet-spot", smooth(act, 0.0), rows()) == []
+    assert judge("outside-sweet-spot", smooth(act, edge), rows()) == []
+
+
+def test_trained_and_other_activations_are_left_alone(judge: Judge) -> None:
+    model = smooth(nn.GELU(), -5.0)
+    with torch.no_grad():
+        model[0].weight[:8] *= 6  # type: ignore[operator,index]
+    assert judge("outside-sweet-spot", model, rows()) == []
+    assert judge("outside-sweet-spot", smooth(nn.ReLU(), -5.0), rows()) == []
+    assert judge("outside-sweet-spot", smooth(nn.Tanh(), -5.0), rows()) == []
