@@ -249,3 +249,39 @@ def test_a_shared_activation_is_not_taken_away() -> None:
     remedy = next(f for f in findings if f.check == "target-outside-head-range").remedy
     assert remedy is not None
     assert remedy.action is None
+
+
+# -- the last bias ---------------------------------------------------------------------------------
+
+
+def rare(share: float, n: int = 400) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(n, 16), (torch.arange(n) < share * n).float()[:, None]
+
+
+def test_rare_classes_and_a_bias_of_zero_are_advice(judge: Judge) -> None:
+    (found,) = judge("last-layer-init", body(), rare(0.02), F.binary_cross_entropy_with_logits)
+    assert found.severity is Severity.ADVICE
+    share = torch.tensor([0.02, 0.98], dtype=torch.float64)
+    assert found.evidence[1].measured == pytest.approx(float(-(share * share.log()).sum()), rel=1e-6)
+
+
+def test_the_bias_at_the_class_frequencies_starts_at_their_entropy() -> None:
+    model, (x, y) = body(), rare(0.02)
+    finding = next(
+        f for f in diagnose([study(model, (x, y), loss=F.binary_cross_entropy_with_logits)])
+        if f.check == "last-layer-init"
+    )  # fmt: skip
+    assert finding.remedy is not None
+    nn.init.zeros_(model[2].weight)  # type: ignore[arg-type]
+    finding.remedy.apply()
+    loss = F.binary_cross_entropy_with_logits(model(x), y)
+    assert float(loss.detach()) == pytest.approx(finding.evidence[1].measured, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_classes_that_are_not_rare(judge: Judge, share: float) -> None:
+    assert judge("last-layer-init", body(), rare(share), F.binary_cross_entropy_with_logits) == []
+    x, y = rare(0.02, 16)
+    assert judge("last-layer-init", body(), (x, y), F.binary_cross_entropy_with_logits) == []
+    assert judge("last-layer-init", body(out=10), (inputs(), classes(10))) == []

@@ -1,15 +1,18 @@
-"""Remedies on the way from the last layer to the loss: `match-shapes`, `fix-labels`, `open-head`, `binary-head`."""
+"""Remedies on the way from the last layer to the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
 from tightrope.checks.loss.heads import LossTerm, loss_terms
-from tightrope.checks.trace import learned
+from tightrope.checks.loss.last_layer_init import class_frequencies, last_bias
+from tightrope.checks.trace import learned, producers
+from tightrope.edit import Edit, rewrite_call, sibling
 from tightrope.finding import Finding, Remedy, Safety
-from tightrope.remedies.live import replacing
+from tightrope.remedies.live import parameter, replacing
 from tightrope.remedies.registry import remedy
 from tightrope.study import Study
 from tightrope.tape.tape import Entry
@@ -69,7 +72,7 @@ def open_head(study: Study, finding: Finding) -> Remedy | None:
     action = _swap(study, entry, lambda _: nn.Identity())
     return Remedy(
         "open-head", f"End the model in its last layer, without {entry.op}", patch, "outputs are no longer bounded",
-        Safety.SAFE if action else Safety.REVIEW, action,
+        Safety.SAFE if action else Safety.REVIEW, action, _replaced(finding.location, entry, "Identity"),
     )  # fmt: skip
 
 
@@ -89,7 +92,35 @@ def binary_head(study: Study, finding: Finding) -> Remedy | None:
     else:
         patch, action = "torch.nn.Sigmoid()", _swap(study, entry, lambda _: nn.Sigmoid())
         title = "Use a sigmoid for one unit"
-    return Remedy("binary-head", title, patch, "none", Safety.SAFE if action else Safety.REVIEW, action)
+    edit = _replaced(finding.location, entry, "Sigmoid" if patch.endswith("Sigmoid()") else "Identity")
+    return Remedy("binary-head", title, patch, "none", Safety.SAFE if action else Safety.REVIEW, action, edit)
+
+
+@remedy("prior-bias")
+def prior_bias(study: Study, finding: Finding) -> Remedy | None:
+    """Set the last bias to what the class frequencies of the batch say."""
+    term = _term(study, finding)
+    made = producers(study.tape)
+    found = class_frequencies(study, made, term) if term is not None else None
+    bias = parameter(study, last_bias(study, made, term)) if term is not None else None
+    if term is None or found is None:
+        return None
+    logarithms = found[0].log()
+    wanted = logarithms[1:] - logarithms[:1] if term.kind == "bce_logits" else logarithms
+
+    def act() -> None:
+        assert bias is not None
+        with torch.no_grad():
+            bias.copy_(wanted.to(bias))
+
+    patch = "head.bias.data = torch.log(frequencies)  # of the training labels"
+    if term.kind == "bce_logits":
+        patch = f"torch.nn.init.constant_(head.bias, {float(wanted[0]):.3g})  # ln p / (1 - p)"
+    fits = bias is not None and bias.shape == wanted.shape
+    return Remedy(
+        "prior-bias", "Start the last bias at the class frequencies", patch, "none before training", Safety.REVIEW,
+        act if fits else None,
+    )  # fmt: skip
 
 
 def _binary(study: Study) -> bool:
@@ -106,6 +137,16 @@ def _term(study: Study, finding: Finding) -> LossTerm | None:
     return next((term for term in loss_terms(study.tape) if term.entry.index == finding.index), None)
 
 
+def _replaced(location: str, entry: Entry, leaf: str) -> Edit | None:
+    """The line on which an activation module is built, with another one in its place."""
+
+    def rewrite(name: str, arguments: Sequence[str], keywords: dict[str, str]) -> str:
+        return f"{sibling(name, leaf)}()"
+
+    names = [head.__name__ for head in _HEADS if head.__name__.lower() == entry.op.replace("_", "")]
+    return rewrite_call(location, names, rewrite)
+
+
 def _swap(study: Study, entry: Entry, make: Callable[[nn.Module], nn.Module]) -> Callable[[], None] | None:
     """An action that replaces an activation module that is called once; None for a function or a shared module."""
     calls = sum(other.module == entry.module for other in study.tape.entries)
@@ -113,4 +154,4 @@ def _swap(study: Study, entry: Entry, make: Callable[[nn.Module], nn.Module]) ->
     return replacing(study, entry.module, make) if calls == 1 and isinstance(module, _HEADS) else None
 
 
-__all__ = ["binary_head", "fix_labels", "match_shapes", "open_head"]
+__all__ = ["binary_head", "fix_labels", "match_shapes", "open_head", "prior_bias"]
