@@ -138,3 +138,20 @@ def test_losses_are_found_by_name_and_by_shape() -> None:
 
     made = study(body(), batch(), loss=total)
     assert [term.kind for term in loss_terms(made.tape)] == ["cross_entropy", "mse"]
+
+
+@pytest.mark.parametrize("scale", [30.0, 64.0])
+def test_cosines_over_a_temperature_start_where_it_says(judge: Judge, scale: float) -> None:
+    weight, queue = torch.randn(10, 10), F.normalize(torch.randn(10, 50), dim=0)
+
+    def classify(out: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(scale * F.linear(F.normalize(out), F.normalize(weight.requires_grad_())), y)
+
+    def contrast(out: Tensor, y: Tensor) -> Tensor:
+        z = F.normalize(out)
+        near = (z * F.normalize(torch.randn(64, 10))).sum(1, keepdim=True)
+        return F.cross_entropy(torch.cat([near, z @ queue], 1) * scale, torch.zeros_like(y))
+
+    for loss in (classify, contrast):
+        assert judge("loss-at-init", body(), batch(), loss) == []
+    assert judge("loss-at-init", body(), batch(), lambda out, y: F.cross_entropy(2 * scale * out, y))

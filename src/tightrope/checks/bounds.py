@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from tightrope.checks.trace import VIEWS, origin
+import torch
+
+from tightrope.checks.trace import JOINS, VIEWS, origin
 from tightrope.measure.measurement import Units
 from tightrope.tape.tape import Entry, Ref, Tape
 
@@ -23,6 +25,8 @@ RANGES: dict[str, Interval] = {
 _NORMS = frozenset(("norm", "linalg_vector_norm", "vector_norm"))
 _PRODUCTS = frozenset(("matmul", "mm", "bmm", "einsum", "linear"))
 _AVERAGES = frozenset(("mean", "amax", "max", "amin", "min", "dropout"))
+_FEW = 1 << 22  # elements of data whose lengths are looked at
+_ROUNDING = 1e-2  # of a length, in half precision
 _DEPTH = 24  # calls that are looked back
 
 
@@ -64,7 +68,13 @@ class Bounds:
         if entry.op == "neg":
             low, high = self.of(entry.inputs[0], depth)
             return -high, -low
+        if entry.op in JOINS:
+            ends = [self.of(i, depth) for i in entry.inputs]
+            return min(low for low, _ in ends), max(high for _, high in ends)
         if entry.op == "sum":
+            product = self.made.get(entry.inputs[0])
+            if product is not None and product.op == "mul" and all(self._unit(i) for i in product.inputs):
+                return -1.0, 1.0
             low, high = self.of(entry.inputs[0], depth)
             return (0.0 if low >= 0 else -math.inf, 0.0 if high <= 0 else math.inf)
         if entry.op in _PRODUCTS:
@@ -111,8 +121,14 @@ class Bounds:
         return top is not None and top.op in ("max", "amax", "logsumexp", "cummax") and same
 
     def _unit(self, number: int) -> bool:
-        """Whether the rows of a value have length 1: it was divided by its norm."""
+        """Whether the rows, or the columns, of a value have length 1: it was divided by its norm, here or before."""
         entry = self.made.get(origin(self.made, number))
+        content = self.tape.values[number].content
+        if entry is None and content is not None and content.is_floating_point() and 0 < content.numel() < _FEW:
+            lengths = (
+                torch.linalg.vector_norm(content.double(), dim=d) for d in range(max(content.ndim - 2, 0), content.ndim)
+            )
+            return any(bool(((length - 1).abs() < _ROUNDING).all()) for length in lengths)
         if entry is None or entry.op != "div" or len(entry.inputs) != 2:
             return False
         length = self.made.get(origin(self.made, entry.inputs[1], VIEWS | {"clamp_min", "clamp", "add"}))

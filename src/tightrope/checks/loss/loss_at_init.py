@@ -10,7 +10,7 @@ Verdict   excess above 2 nats `warning`, above 10 `fault`, when it exceeds three
 Remedy    scale the last layer down (`scale-head`).
 Limits    a target that is too large is `unscaled-target`. Only the first step is judged, and only a loss that is too
           high: a trained model starts low and rightly so. A loss with class weights or a sum over the batch has no such
-          level and is passed over.
+          level, and scores with a bound (cosines over a temperature) start where that is set: both are passed over.
 References  Karpathy (2019), A recipe for training neural networks; Zhang, Dauphin, Ma (2019), Fixup initialization,
           ICLR.
 """
@@ -24,7 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tightrope.checks.bounds import Bounds
 from tightrope.checks.loss.heads import LossTerm, loss_terms
+from tightrope.checks.trace import learned, producers
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.law import Law
 from tightrope.study import Study
@@ -69,7 +71,7 @@ def _entropy(study: Study, term: LossTerm, loss: Law, scores: Law) -> Finding | 
     level = math.log(max(classes, 1))
     error = scores.std / math.sqrt(max(count, 1))
     excess = loss.mean - level
-    if excess <= WARNING or excess <= ERRORS * error:
+    if excess <= WARNING or excess <= ERRORS * error or _tempered(study, term):
         return None
     name = "ln 2" if term.kind == "bce_logits" else f"ln {classes}"
     fact = (
@@ -77,6 +79,13 @@ def _entropy(study: Study, term: LossTerm, loss: Law, scores: Law) -> Finding | 
     )
     evidence = (Evidence("loss", loss.mean, level, error, "nat"), Evidence("std of the scores", scores.std, 1.0))
     return _finding(study, term, Severity.FAULT if excess > FAULT else Severity.WARNING, fact, evidence)
+
+
+def _tempered(study: Study, term: LossTerm) -> bool:
+    """Whether the scores have a bound: cosines over a temperature start as far out as it says."""
+    tape = study.tape
+    low, high = Bounds(tape, producers(tape), study.measurement.units, learned(tape)).of(term.scores)
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _squared(study: Study, term: LossTerm, loss: Law, scores: Law) -> Finding | None:
