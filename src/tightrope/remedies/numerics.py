@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.registry import remedy
 from tightrope.study import Study
@@ -40,8 +42,10 @@ def wider_dtype(study: Study, finding: Finding) -> Remedy | None:
     """Bring the scale down before the cast, or hold the tensor in a dtype of wider range."""
     reached = finding.evidence[0].measured
     top = finding.evidence[0].expected or 1.0
-    factor = 2 ** max(1, int(reached / top).bit_length())
-    patch = f"x = x / {factor}  # before the cast, and undone behind it; or: torch.bfloat16"
+    patch = "x = x.to(torch.bfloat16)"
+    if math.isfinite(reached / top):  # what is infinite already has no size to divide by
+        factor = 2 ** max(1, int(reached / top).bit_length())
+        patch = f"x = x / {factor}  # before the cast, and undone behind it; or: torch.bfloat16"
     return Remedy(
         "wider-dtype", "Bring the scale down, or use bfloat16", patch, "bfloat16 has 8 bits of precision, float16 11",
         Safety.REVIEW,
