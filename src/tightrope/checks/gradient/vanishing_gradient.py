@@ -7,7 +7,7 @@ Evidence  norm of the gradient at the first tensor that the whole signal passes 
 Verdict   `fault` below 1e-3: the first layer then moves a thousand times slower than the last.
 Remedy    solve every weight scale from the laws (`initialize`); an activation with slopes near 1; a skip.
 Limits    a net whose last weights are zero passes no gradient at its first step by design and is not judged. The way
-          back through time inside one recurrent call is not visible.
+          back through time is not judged: recurrences that forget are usual, those that explode have a check.
 References  Hochreiter (1991); Glorot, Bengio (2010), Understanding the difficulty of training deep feedforward neural
           networks, AISTATS.
 """
