@@ -438,6 +438,45 @@ def experts_by_turns() -> None:
     classify(model, torch.optim.Adam(model.parameters(), lr=3e-3))
 
 
+@healthy
+def mixed_precision_clipped_after_unscaling() -> None:
+    model = net(16, 64, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    for _ in range(STEPS):
+        x, y = batch()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+
+
+@healthy
+def recurrent_net_clipped_in_every_step() -> None:
+    torch.manual_seed(0)
+    body, head = nn.LSTM(4, 32, batch_first=True), nn.Linear(32, 2)
+    parameters = [*body.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=3e-3)
+    for _ in range(30):
+        x = torch.randn(32, 8, 4)
+        optimizer.zero_grad()
+        F.cross_entropy(head(body(x)[0][:, -1]), (x.sum((1, 2)) > 0).long()).backward()
+        nn.utils.clip_grad_norm_(parameters, 0.05)
+        optimizer.step()
+
+
+@healthy
+def usual_decay_on_all_parameters() -> None:
+    model = nn.Sequential(nn.Linear(16, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 4))
+    classify(model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1), 40)
+    model = net(16, 64, 4)
+    classify(model, torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=5e-4), 40)
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_loops_raise_no_alarm(name: str) -> None:
     found = [f for f in findings(HEALTHY[name]) if f.severity is not Severity.ADVICE]
@@ -651,6 +690,39 @@ def test_a_rate_is_judged_on_one_batch_and_nothing_is_changed() -> None:
     assert not optimizer.state
     healthy = check(model, batch(), loss=F.cross_entropy, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3))
     assert [f.check for f in healthy.findings if f.check in OPTIM] == []
+
+
+# -- clipping, scales, decay ----------------------------------------------------------------------
+
+
+def test_a_scale_that_never_fits() -> None:
+    def train() -> None:
+        model = net(16, 32, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=0.999)
+        for _ in range(25):
+            x, y = batch()
+            optimizer.zero_grad()
+            scaler.scale(100 * F.cross_entropy(model(x), y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    (found,) = (f for f in findings(train) if f.check == "loss-scale")
+    assert found.evidence[0].measured == 1.0
+
+
+def test_decay_in_adam_is_decoupled_in_memory() -> None:
+    seen: list[bool] = []
+
+    def train() -> None:
+        model = net(16, 32, 4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=0.3)
+        classify(model, optimizer, 12)
+        seen.append(optimizer.param_groups[0]["decoupled_weight_decay"])
+
+    assert "l2-in-adam" in names(train)
+    assert "l2-in-adam" not in [f.check for f in findings(train, fix=True)]
+    assert seen == [False, True]
 
 
 # -- what is seen --------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ class Follower:
         self._norms: list[tuple[float, float | Tensor]] = []
         self._clips_at = UNKNOWN
         self._scaling: Scaling | None = None
-        self._clipped = False
+        self._clipped = self._was_clipped = False  # since the last update, and before it
         self._first: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._order: list[int] = []
         self._left: dict[int, tuple[Tensor, Tensor, int, float]] = {}
@@ -192,7 +192,7 @@ class Follower:
         """The optimizer has stepped."""
         self._last[id(optimizer)] = self.step
         self._made[id(optimizer)] = self._made.get(id(optimizer), 0) + 1
-        self._clipped = False
+        self._was_clipped, self._clipped = self._clipped, False
         if not (self.recording or self.glancing):
             return
         if self._closure:
@@ -267,7 +267,8 @@ class Follower:
         tensor = getattr(scaler, "_scale", None)
         if tensor is not None and (self.recording or tensor.device.type == "cpu"):
             scale = float(tensor)
-        on_scaled = known.clipped_scaled + (self._clipped and not unscaled and (scale or 1.0) != 1.0)
+        cut = self._clipped if skipped else self._was_clipped
+        on_scaled = known.clipped_scaled + (cut and not unscaled and (scale or 1.0) != 1.0)
         self._clipped = False
         self._scaling = replace(
             known, steps=known.steps + 1, skipped=known.skipped + skipped, scale=scale, clipped_scaled=on_scaled

@@ -1,14 +1,16 @@
-"""Remedies at the update: `clear-gradients`, `optimise-parameters`, `scale-learning-rate`."""
+"""Remedies at the update: gradients that arrive and are cleared, rates, decay, clipping, loss scale."""
 
 from __future__ import annotations
 
 import gc
 import math
+import statistics
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
+from tightrope.checks.optim.l2_in_adam import is_coupled
 from tightrope.checks.optim.parameter_not_optimised import left_out, root_of
 from tightrope.finding import Finding, Remedy, Safety
 from tightrope.remedies.registry import remedy
@@ -157,7 +159,59 @@ def unfreeze(study: Study, finding: Finding) -> Remedy | None:
     return Remedy("unfreeze", "Let the frozen weights learn", patch, "a longer backward pass", safety, action)
 
 
+@remedy("unscale-first")
+def unscale_first(study: Study, finding: Finding) -> Remedy | None:
+    """Say where the gradients are to be divided by the loss scale, or how the scale is to be set."""
+    if finding.module:
+        patch = "scaler = torch.amp.GradScaler(device)  # dynamic, from 65536"
+        return Remedy("unscale-first", "Let the scale adapt itself", patch, "none", Safety.REVIEW)
+    patch = "scaler.unscale_(optimizer)  # before clip_grad_norm_"
+    return Remedy("unscale-first", "Divide by the loss scale before clipping", patch, "none", Safety.REVIEW)
+
+
+@remedy("relax-clipping")
+def relax_clipping(study: Study, finding: Finding) -> Remedy | None:
+    """Name the norm at which clipping acts on rare gradients alone."""
+    clips = study.updates.clips if study.updates is not None else None
+    if clips is None:
+        return None
+    usual = clips.limit * statistics.median(clips.ratios)
+    patch = f"torch.nn.utils.clip_grad_norm_(parameters, {2 * usual:.2g})  # twice the usual norm, {usual:.2g}"
+    return Remedy("relax-clipping", "Clip above the usual norm", patch, "review the learning rate", Safety.REVIEW)
+
+
+@remedy("decouple-decay")
+def decouple_decay(study: Study, finding: Finding) -> Remedy | None:
+    """Take the decay out of the gradient that Adam divides."""
+    updates = study.updates
+    if updates is None:
+        return None
+    groups = [group for group in updates.groups if is_coupled(group) and "decoupled_weight_decay" in group.settings]
+
+    def act() -> None:
+        for group in groups:
+            if group.live is not None:
+                group.live.param_groups[group.index]["decoupled_weight_decay"] = True
+
+    action = act if groups else None
+    patch = "torch.optim.AdamW(...)  # in the place of Adam"
+    safety = Safety.SAFE if action else Safety.REVIEW
+    return Remedy("decouple-decay", "Decouple the decay from the gradient", patch, "review the decay", safety, action)
+
+
+@remedy("decay-weights-alone")
+def decay_weights_alone(study: Study, finding: Finding) -> Remedy | None:
+    """Keep decay from gains and biases."""
+    decay = max((group.number("weight_decay") for group in study.updates.groups), default=0.0) if study.updates else 0.0
+    patch = f"tightrope.param_groups(model, weight_decay={decay:.3g})  # in the place of model.parameters()"
+    return Remedy("decay-weights-alone", "Decay the weights alone", patch, "none", Safety.REVIEW)
+
+
 __all__ = [
+    "decay_weights_alone",
+    "decouple_decay",
+    "relax_clipping",
+    "unscale_first",
     "keep_gradient",
     "unfreeze",
     "use_or_delete",

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightrope.checks.optim.progress import Progress, progress, ratios, spent
-from tightrope.checks.optim.ratios import is_weight, largest, ratio
+from tightrope.checks.optim.progress import Progress, follows_gradient, progress, ratios, spent, stands
+from tightrope.checks.optim.ratios import is_weight, largest
 from tightrope.checks.weights import is_drawn
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.updates import Group, Updates
@@ -42,10 +42,6 @@ REACH = 0.01
 """Of T times the ratio: weights that changed by a hundredth compute the initial function to first order."""
 STEPS = 20
 """Steps before which nothing is said: a loss needs as many to be told from its noise."""
-STILL = 0.02
-"""Share of the loss below which its fall counts as none (trials: every healthy run of 50 steps fell further)."""
-NOISE = 2.0
-"""Standard errors within which a fall is none."""
 HOPELESS = 1e-5
 """Of the ratio: a hundred thousand steps to replace a weight. Fine-tuning stayed above 1e-4 in trials."""
 WORTH = 0.05
@@ -69,13 +65,13 @@ def judge(study: Study, updates: Updates) -> Iterator[Finding]:
     history, run = study.history, progress(study.history)
     steps = history.steps if history is not None else 1
     settled = history is not None and (history.ended or steps >= 100) and steps >= STEPS
-    still = run is not None and _stands(run)
+    still = run is not None and stands(run)
     rates = updates.rates[group.optimizer] if group.optimizer < len(updates.rates) else {}
     if rates and settled and still and run is not None and _decayed(rates, steps):
         yield _gone(group, rates, steps, run)
         return
     crawls = settled and still and max(found) * steps < REACH and not _rising(rates)
-    hopeless = fresh and max(found) < HOPELESS and _normalised(updates) and not _scheduled(updates)
+    hopeless = fresh and max(found) < HOPELESS and not follows_gradient(updates) and not _scheduled(updates)
     if crawls or (hopeless and not settled):
         yield _finding(group, max(found), run, steps, severity)
 
@@ -84,11 +80,6 @@ def _fresh(updates: Updates) -> bool | None:
     """Whether most weight matrices are as drawn; None without any."""
     drawn = [is_drawn(row.live) for row in updates.rows if is_weight(row) and row.live is not None]
     return sum(drawn) * 2 > len(drawn) if drawn else None
-
-
-def _stands(run: Progress) -> bool:
-    """Whether the loss neither falls nor rises beyond noise."""
-    return abs(run.begin - run.end) < max(NOISE * run.error, STILL * abs(run.begin))
 
 
 def _decayed(rates: dict[int, float], steps: int) -> bool:
@@ -100,13 +91,6 @@ def _rising(rates: dict[int, float]) -> bool:
     """Whether the rate is still warming up."""
     ordered = [rates[step] for step in sorted(rates)]
     return len(ordered) > 1 and ordered[-1] >= max(ordered) > ordered[0]
-
-
-def _normalised(updates: Updates) -> bool:
-    """Whether the updates are of the rate's own size, whatever the gradient's."""
-    rows = [row for row in updates.rows if is_weight(row) and row.groups and ratio(row) > 0]
-    sizes = [(row.change or 0.0) / max(row.groups[0].number("lr"), 1e-45) for row in rows]
-    return bool(sizes) and all(0.1 < size < 10 for size in sizes)
 
 
 def _scheduled(updates: Updates) -> bool:
