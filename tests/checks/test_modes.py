@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tightrope.checks.mode import layers
 from tightrope.finding import Finding, Severity
 from tightrope.run import rehearse
 
@@ -179,3 +181,12 @@ def test_acting_without_gradient_in_training_mode() -> None:
             torch.rand(len(x)) + 0.99 * model(x).max(1).values
 
     assert found(lambda: evaluated(act)) == []
+
+
+def test_many_norms_are_compared_in_one_run(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    plain = layers.rerun
+    monkeypatch.setattr(layers, "rerun", lambda *args, **kwargs: runs.append(1) or plain(*args, **kwargs))
+    (finding,) = judge(CHECK, net().eval(), data())
+    assert len(finding.modules) == 2
+    assert len(runs) == 1

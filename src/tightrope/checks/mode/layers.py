@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tightrope.checks.trace import CHANCE
-from tightrope.tape.rerun import Unplayable, values
+from tightrope.isolation import undisturbed
+from tightrope.tape.rerun import Unplayable, rerun
 from tightrope.tape.tape import Entry, Kind, Ref, Tape, Value
 
 
@@ -53,23 +54,34 @@ def rate(entry: Entry) -> float:
     return float(entry.argument(1, "p", 0.5))
 
 
-def statistics(tape: Tape, entry: Entry) -> Statistics | None:
-    """Running statistics and those of the batch; None where the batch's cannot be computed again."""
-    running = [tape.values[entry.argument(place, "").id].content for place in (1, 2)]
-    number = entry.inputs[0]
+def statistics(tape: Tape, entries: Sequence[Entry]) -> list[Statistics]:
+    """Running statistics and those of the batch, in one run of the tape; none where that cannot be made again."""
+    wanted = {entry.inputs[0] for entry in entries}
+    found = {n: v for n in wanted if (v := tape.values[n].content) is not None and n not in tape.makers}
+    moments = {n: _moments(x) for n, x in found.items()}
     try:
-        source = tape.values[number].content if number not in tape.makers else values(tape, {number})[number]
+        with undisturbed():
+            for entry, made in rerun(tape, wanted=wanted - found.keys()):
+                moments.update({n: _moments(x) for n, x in zip(entry.outputs, made, strict=True) if n in wanted})
     except Unplayable:
+        return []
+    compared = (_compared(tape, entry, moments.get(entry.inputs[0])) for entry in entries)
+    return [statistic for statistic in compared if statistic is not None]
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    return (*of_channels(x), x.numel() // max(x.shape[1], 1))
+
+
+def _compared(tape: Tape, entry: Entry, moments: tuple[Tensor, Tensor, int] | None) -> Statistics | None:
+    mean, variance = (tape.values[entry.argument(place, "").id].content for place in (1, 2))
+    if moments is None or mean is None or variance is None or moments[2] < 2:
         return None
-    mean, variance = running
-    if source is None or mean is None or variance is None or source.numel() <= source.shape[1]:
-        return None
-    found, centre = of_channels(source)
+    found, centre, count = moments
     scale = found.clamp(min=torch.finfo(torch.float32).tiny)
     return Statistics(
         entry, float(((variance.double() - found).abs() / scale).median()),
-        float(((mean.double() - centre).abs() / scale.sqrt()).median()),
-        source.numel() // source.shape[1],
+        float(((mean.double() - centre).abs() / scale.sqrt()).median()), count,
         bool((mean == 0).all()) and bool((variance == 1).all()),
     )  # fmt: skip
 

@@ -51,20 +51,20 @@ def judge(study: Study) -> Iterator[Finding]:
     tape = study.tape
     if tape.loss is None or (study.history is not None and not study.history.ended):
         return
-    late: list[tuple[float, int, Statistics]] = []
-    for entry in norms(tape, training=True):
-        module = study.models.find(entry.module)
-        count = getattr(module, "num_batches_tracked", None)
+    weights: dict[int, tuple[float, int]] = {}
+    entries = list(norms(tape, training=True))
+    for entry in entries:
+        count = getattr(study.models.find(entry.module), "num_batches_tracked", None)
         rate = entry.argument(6, "momentum", 0.1)
-        if count is None or rate is None or int(count) < UPDATES:
-            continue
-        left = (1 - float(rate)) ** int(count)
-        found = statistics(tape, entry) if left > LEFT else None
-        if found is not None and (found.variance >= VARIANCE or found.shift >= SHIFT):
-            late.append((left, int(count), found))
+        if count is not None and rate is not None and int(count) >= UPDATES:
+            weights[entry.index] = ((1 - float(rate)) ** int(count), int(count))
+    asked = [entry for entry in entries if weights.get(entry.index, (0.0, 0))[0] > LEFT]
+    late = [
+        (*weights[found.entry.index], found) for found in (statistics(tape, asked) if asked else ())
+        if found.variance >= VARIANCE or found.shift >= SHIFT
+    ]  # fmt: skip
     if not late:
         return
-    entries = list(norms(tape, training=True))
     try:
         own = loss_in(tape, Modes(drop=False))
         lost = loss_in(tape, Modes(drop=False, given=running(tape, entries)))

@@ -57,8 +57,8 @@ def judge(study: Study) -> Iterator[Finding]:
 def _trained(study: Study) -> Iterator[Finding]:
     if study.tape.loss is None or _another_trains(study.tape):
         return
-    found = [s for e in norms(study.tape, training=False) if e.grad and (s := _asked(study.tape, e)) is not None]
-    missed = [s for s in found if _misses(s)]
+    asked = [e for e in norms(study.tape, training=False) if e.grad and trained_before(study.tape, e)]
+    missed = [found for found in statistics(study.tape, asked) if _misses(found)]
     if missed:
         yield _frozen(study, missed)
         return
@@ -96,10 +96,6 @@ def _another_trains(tape: Tape) -> bool:
         return False
     trained = {(v.name or "").split(".")[0] for v in tape.value_of(Kind.PARAMETER) if v.trained}
     return len({tape.modules[path].training for path in roots & trained}) > 1
-
-
-def _asked(tape: Tape, entry: Entry) -> Statistics | None:
-    return statistics(tape, entry) if trained_before(tape, entry) else None
 
 
 def _misses(found: Statistics) -> bool:
