@@ -90,6 +90,10 @@ class Evaluations:
         """Look for none any more."""
         self._regions.armed = False
 
+    def close(self) -> None:
+        """The script has ended: so has the evaluation that it was in."""
+        self._regions.close()
+
     def on_training(self) -> None:
         """A backward pass is about to start: what ran in evaluation mode before it was trained."""
         if self._recorder is not None and torch.is_grad_enabled():

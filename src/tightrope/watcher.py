@@ -408,6 +408,7 @@ class Watcher:
 
     def finish(self, ended_badly: bool) -> None:
         """The script has ended: a step that it left half done is studied as far as it went."""
+        self._evaluations.close()
         recorder = self._recorder
         if recorder is not None and self.failure is None:
             self._study_unfinished(recorder, ended_badly)

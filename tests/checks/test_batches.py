@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from tightrope.checks.registry import get
 from tightrope.finding import Finding, Severity
 from tightrope.run import rehearse
 
-CHECKS = ("label-order", "correlated-batch", "shuffled-labels")
+CHECKS = (
+    "label-order", "correlated-batch", "shuffled-labels", "input-shift", "constant-feature", "non-finite-input",
+)  # fmt: skip
 HEALTHY: dict[str, Callable[[], None]] = {}
 
 
@@ -172,6 +175,47 @@ def test_labels_of_other_samples(kind: str) -> None:
     (finding,) = found(train)
     assert finding.check == "shuffled-labels"
     assert finding.evidence[0].measured < 2
+
+
+def test_columns_that_never_vary() -> None:
+    def train(still: int) -> None:
+        x = torch.randn(400, 8)
+        x[:, :still] = 3.0
+        fit(mlp(8, 2), drawn(x, (x[:, 7] > 0).long(), 16, 12), F.cross_entropy)
+
+    for still, severity in ((1, Severity.ADVICE), (6, Severity.WARNING)):
+        (finding,) = found(partial(train, still), "constant-feature")
+        assert finding.severity is severity
+        assert f"{still} of 8 features" in finding.summary
+
+
+def evaluated(train_x: Tensor, test_x: Tensor) -> list[Finding]:
+    """What is said of a net that is evaluated on other inputs."""
+
+    def train() -> None:
+        model = mlp(train_x.shape[1], 2)
+        fit(model, drawn(train_x, (train_x[:, 0] > 0).long(), 32, 12), F.cross_entropy)
+        model.eval()
+        with torch.no_grad():
+            F.cross_entropy(model(test_x), torch.zeros(len(test_x), dtype=torch.long))
+
+    return found(train, "input-shift")
+
+
+def test_evaluation_inputs_of_another_scale_or_place() -> None:
+    x, test = torch.randn(300, 6), torch.randn(100, 6)
+    assert [f.severity for f in evaluated(x, 5 * test)] == [Severity.WARNING]
+    assert [f.severity for f in evaluated(x, test + 20)] == [Severity.FAULT]
+    assert [f.severity for f in evaluated(x / 255, test)] == [Severity.FAULT]
+
+
+def test_evaluation_inputs_that_are_as_they_should_be() -> None:
+    x, test = torch.randn(300, 6), torch.randn(100, 6)
+    noisy, cut = x + torch.randn(300, 6), x * (torch.rand(300, 6) > 0.3)
+    assert evaluated(noisy, test) == evaluated(cut, test) == evaluated(x, test + 0.5) == []
+    assert evaluated(x, test[:1] + 20) == []  # one sample
+    hot = F.one_hot(torch.arange(300) % 6).float()
+    assert evaluated(hot, F.one_hot(torch.randint(0, 3, (100,)), 6).float()) == []
 
 
 # -- what is fine --------------------------------------------------------------------------------
