@@ -11,7 +11,8 @@ Verdict   `warning` where at least half of the features are shifted by 3 standar
           factor of 3, beyond chance for as many features (z above 4 for the shift); `fault` at 10.
 Remedy    send both through one transformation, fitted on the training data (`share-transform`).
 Limits    augmentation, dropout of inputs, other resolutions and crops change scales by less than 3. Evaluations of
-          fewer than 8 samples, features that are constant in one of both, and token inputs are not judged.
+          fewer than 8 samples, passes whose output meets no labels (a generator that is sampled), features that are
+          constant in one of both, and token inputs are not judged.
 References  LeCun, Bottou, Orr, Mueller (1998), Efficient BackProp, section 4.3; Quinonero-Candela, Sugiyama,
           Schwaighofer, Lawrence (2009), Dataset shift in machine learning, MIT Press.
 """
@@ -44,7 +45,7 @@ SAMPLES = 8  # fewer give a standard deviation to no better than a quarter
 def judge(study: Study, evaluation: Evaluation) -> Iterator[Finding]:
     """A finding for the first input whose features moved between training and evaluation."""
     samples = [study.tape.samples or 0, evaluation.tape.samples or 0]
-    if min(samples) < SAMPLES:
+    if min(samples) < SAMPLES or evaluation.labels is None:
         return
     seen = replace(study, tape=evaluation.tape, measurement=evaluation.measurement)
     read = {(e.module, e.op): evaluation.measurement.features[n] for e, n in readings(seen)}
