@@ -52,6 +52,8 @@ def judge(study: Study, updates: Updates) -> Iterator[Finding]:
         return
     run = progress(study.history)
     hurt = run is not None and stands(run) and follows_gradient(updates)
+    if not hurt and study.history is not None and not study.history.ended:
+        return  # the end of the run says whether it hurts
     evidence = (
         Evidence("gradient's norm over the largest allowed, median", factor, 1.0),
         Evidence("share of steps that are clipped", share),

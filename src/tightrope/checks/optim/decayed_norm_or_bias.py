@@ -4,8 +4,8 @@ Law       decay shrinks a parameter by 1 - rate * decay a step, to a fraction ex
           nothing opposes it. For weights before a normaliser only the effective rate changes; a gain of zero shuts its
           channel, and a bias of zero only forgets a mean.
 Evidence  one-dimensional parameters in groups with decay, rate * decay * T, and the gains' rms then and now.
-Verdict   `advice` from rate * decay * T = 0.1 on; `warning` where it is above 1 and gains of normalisers have fallen
-          below half their size at the first recorded step.
+Verdict   `advice` from rate * decay * T = 0.1 on, at the end of the run; `warning` where it is above 1 and gains of
+          normalisers have fallen below half their size at the first recorded step.
 Remedy    decay weights alone (`decay-weights-alone`).
 Limits    what the gradient does against the decay shows only in the gains.
 References  Loshchilov, Hutter (2019), Decoupled weight decay regularization, ICLR; van Laarhoven (2017), L2
@@ -57,6 +57,8 @@ def judge(study: Study, updates: Updates, history: History) -> Iterator[Finding]
         severity = Severity.WARNING
         evidence.append(Evidence("gains of the normalisers over their first size", left, 1.0))
         fact += f", and the normalisers' gains have fallen to {left:.3g} of their size"
+    elif not history.ended:
+        return  # the end of the run says how much it came to
     place = "" if group.location == UNKNOWN else str(group.location)
     yield Finding("decayed-norm-or-bias", severity, "", place, fact, tuple(evidence))
 
