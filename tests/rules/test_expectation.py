@@ -81,3 +81,22 @@ def test_covariances_of_a_product_are_those_of_its_factors() -> None:
     batches = torch.stack([torch.cov(part.T) for part in real.chunk(40)])
     assert found is not None
     assert bool(((found - batches.mean(0)).abs() < 5 * batches.std(0) / 40**0.5).all())
+
+
+@pytest.mark.parametrize("turns", [[1.0, 1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0], [2.0, 1.0, -1.0, 1.0]])
+def test_a_mean_that_turns_from_site_to_site_shares_less(turns: list[float]) -> None:
+    """A sum over sites keeps its variance: (sum of m)^2 of what a sample shares, whatever the signs of m."""
+    axes = Axes(((Axis(Role.SAMPLE, 8),), (Axis(Role.SITE, 4),), (Axis(Role.CHANNEL, 3),)))
+    mean = torch.tensor(turns, dtype=torch.float64).reshape(1, 4, 1)
+    made = product(State.of(axes, mean, residual=0.3), State.of(axes, 0.0, sample=0.8, residual=0.2))
+    generator = torch.Generator().manual_seed(0)
+    left, own = torch.randn(2, 400_000, 4, generator=generator, dtype=torch.float64)
+    shared = torch.randn(400_000, 1, generator=generator, dtype=torch.float64)
+    real = (mean.squeeze(-1) + 0.3**0.5 * left) * (0.8**0.5 * shared + 0.2**0.5 * own)
+    variance = made.variance.expand(made.shape)[0, :, 0]
+    assert torch.allclose(variance, real.var(0), rtol=0.02)
+    total = (
+        made.sample.expand(made.shape)[0, :, 0].sqrt().sum().square() + made.residual.expand(made.shape)[0, :, 0].sum()
+    )
+    # What is left of a covariance below zero is cut off.
+    assert float(total) == pytest.approx(max(float(real.sum(1).var()), float(variance.sum())), rel=0.03)

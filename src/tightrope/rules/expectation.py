@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tightrope.law import COMPONENTS
 from tightrope.roles import Role
 from tightrope.rules.amplitude import CROWD, OMEGA, moved
 from tightrope.rules.chart import Chart, chart
@@ -299,6 +300,7 @@ def product(left: State, right: State) -> State:
     for a, b in zip(levels(left), levels(right), strict=True):
         found.append((left.mean.square() + a) * (right.mean.square() + b) - both)
     made = from_levels(left if len(left.axes.dims) >= len(right.axes.dims) else right, mean, tuple(found))
+    made = _turning(left, right, _turning(right, left, made))
     made = State(
         made.axes, *made.fields, width=left.width + right.width, gain=right.gain if left.gain is None else left.gain,
         lags=_product_lags(left, right, made), covariance=_product_covariance(left, right, made),
@@ -317,6 +319,33 @@ def product(left: State, right: State) -> State:
         made, residual=(made.residual + extra).clamp(min=0), gain=left.gain * right.gain / together,
         covariance=covariance,
     )  # fmt: skip
+
+
+def _turning(known: State, drawn: State, made: State) -> State:
+    """A product whose factor's mean changes its sign between sites shares less over them than its energy says.
+
+    Two sites share m m' sqrt(v v') of a component v of the other factor. Where m turns, part of it cancels: that share
+    of m^2 v differs between sites, so that sums over sites keep their variance.
+    """
+    sites = [d for d in made.dims(Role.SITE) if d not in made.dims(Role.CHANNEL)]
+    lead = len(made.axes.dims) - len(known.axes.dims)
+    mean = known.mean.reshape((1,) * lead + tuple(known.mean.shape))
+    if not any(mean.shape[d] > 1 for d in sites) or not bool((mean < 0).any()) or not bool((mean > 0).any()):
+        return made
+    fields = {name: getattr(made, name) for name in COMPONENTS}
+    for shared, own in (("sample", "residual"), ("constant", "site")):
+        component = getattr(drawn, shared).clamp(min=0)
+        if not bool((component > 0).any()):
+            continue
+        parts = mean * component.sqrt()
+        energy = parts.square()
+        alone = energy.sum(sites, keepdim=True)
+        repeats = math.prod(made.shape[d] / parts.shape[d] for d in sites)
+        upright = repeats * parts.abs().sum(sites, keepdim=True).square() - alone
+        lost = 1 - (repeats * parts.sum(sites, keepdim=True).square() - alone) / upright.clamp(min=1e-300)
+        apart = energy * torch.where(upright > 1e-9 * alone, lost, torch.zeros_like(lost)).clamp(0, 1)
+        fields[shared], fields[own] = fields[shared] - apart, fields[own] + apart
+    return replace(made, **fields)
 
 
 def _product_covariance(left: State, right: State, made: State) -> Tensor | None:
