@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tightrope.checks.registry import STAGES, all_checks
+from tightrope.checks.registry import STAGES, Check, all_checks
 from tightrope.finding import Finding
 from tightrope.remedies.registry import prescribe
 from tightrope.study import Study
@@ -31,9 +31,12 @@ def diagnose(studies: Sequence[Study], stages: Sequence[str] = STAGES) -> list[F
 
 
 def merge(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings of several steps, each diagnosed while its weights were in place, as those of one run."""
+    """Findings of several steps, each diagnosed while its weights were in place, as those of one run.
+
+    What one check says of one module several times is said once: the worst, and of those the first.
+    """
     found: dict[tuple[str, str], Finding] = {}
-    for finding in sorted(findings, key=lambda f: f.step):
+    for finding in sorted(findings, key=lambda f: (f.severity.rank, f.step)):
         found.setdefault((finding.check, finding.module), finding)
     return order(list(found.values()))
 
@@ -53,20 +56,36 @@ def order(findings: Sequence[Finding]) -> list[Finding]:
 def _parent(echo: Finding, findings: Sequence[Finding]) -> int | None:
     """The finding that explains this one most directly.
 
-    A cause is seen no later than its echo. Of several the worse goes first, then the one that names the echo earlier
-    among what it explains, then the one that stands earlier on the tape.
+    A cause acts no later than its echo is seen. Of several the worse goes first, then the one that names the echo
+    earlier among what it explains, then the one that stands earlier on the tape.
     """
     checks = all_checks()
     found: list[tuple[tuple[int, int, int, int], int]] = []
     for j, cause in enumerate(findings):
-        if cause is echo or cause.check not in checks or cause.step > echo.step:
+        if cause is echo or cause.check not in checks:
+            continue
+        begins = _acts(cause, checks[cause.check])
+        if begins > echo.step:
             continue
         explained = checks[cause.check].explains
         mutual = echo.check in checks and cause.check in checks[echo.check].explains
-        if echo.check not in explained or (mutual and (cause.step, cause.index) >= (echo.step, echo.index)):
+        if echo.check not in explained or (
+            mutual and (begins, cause.index) >= (_acts(echo, checks[echo.check]), echo.index)
+        ):
             continue
         found.append(((cause.severity.rank, explained.index(echo.check), cause.step, cause.index), j))
     return min(found)[1] if found else None
+
+
+def _acts(cause: Finding, check: Check) -> int:
+    """The first step in which something may follow from a cause.
+
+    What only a run shows has been at work since the run began: updates from the second step on, the rest from the
+    first.
+    """
+    if check.stage != "run":
+        return cause.step
+    return 2 if check.family == "optim" else 1
 
 
 def _root(i: int, parents: dict[int, int | None]) -> int:

@@ -53,6 +53,11 @@ class Check:
     remedies: tuple[str, ...]
     module: ModuleType
 
+    @property
+    def family(self) -> str:
+        """Name of the package that it stands in."""
+        return self.module.__name__.split(".")[-2]
+
     def judge(self, study: Study) -> list[Finding]:
         """Findings of this check on a study; none where a part that it reads is not known."""
         function: Callable[..., Iterable[Finding]] = self.module.judge

@@ -30,6 +30,7 @@ from tightrope.checks.attention.unscaled_attention import (
     attentions,
     query_weight,
 )
+from tightrope.checks.echoes import GRADIENT, PROGRESS
 from tightrope.checks.trace import producers
 from tightrope.checks.weights import is_drawn
 from tightrope.finding import Evidence, Finding, Severity
@@ -38,7 +39,7 @@ from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("rank-collapse", "vanishing-gradient", "learning-rate-too-low")
+EXPLAINS = ("rank-collapse", *GRADIENT, *PROGRESS)
 REMEDIES = ("attention-scale",)
 
 SHORT = 100.0  # factor below 1 / sqrt(d); 1/d for the widest heads and 1/depth for the deepest nets stay above

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from tightrope.checks.attention.unscaled_attention import FIRST_STEPS, Attention, Example, attentions, query_weight
+from tightrope.checks.echoes import GRADIENT, PROGRESS
 from tightrope.checks.trace import origin, producers
 from tightrope.checks.weights import is_drawn
 from tightrope.finding import Evidence, Finding, Severity
@@ -32,7 +33,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry
 
 STAGE = "batch"
-EXPLAINS = ("vanishing-gradient", "rank-collapse")
+EXPLAINS = ("rank-collapse", *GRADIENT, *PROGRESS)
 REMEDIES = ("attention-scale", "qk-norm")
 
 WARNING, FAULT = 0.5, 0.75  # share of saturated rows; normal logits over 16 keys reach it at a std of 15 and 31

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightrope.checks.attention.masks import Mask, masks, tokens
-from tightrope.checks.echoes import PROGRESS, SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("non-finite", *SCALE, *PROGRESS)
+EXPLAINS = AFTERMATH
 REMEDIES = ("leave-a-key", "invert-mask")
 
 CLASSES = ("cross_entropy", "nll_loss")

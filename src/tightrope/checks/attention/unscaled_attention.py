@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tightrope.checks.echoes import GRADIENT, PROGRESS
 from tightrope.checks.trace import CHANCE, VIEWS, origin, producers
 from tightrope.checks.weights import is_drawn
 from tightrope.finding import Evidence, Finding, Severity
@@ -32,7 +33,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Kind, Ref, Tape
 
 STAGE = "batch"
-EXPLAINS = ("attention-saturation", "vanishing-gradient", "rank-collapse")
+EXPLAINS = ("attention-saturation", "rank-collapse", *GRADIENT, *PROGRESS)
 REMEDIES = ("attention-scale",)
 
 WARNING, FAULT = 2.0, 4.0  # logit std; trials at initialisation: healthy 0.84 to 0.94, unscaled 7.1

@@ -26,16 +26,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tightrope.checks.data.label_order import BATCHES, DEVIATIONS, LARGE, PURE, SAMPLES, ordered, reads_sequences
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.batches import Batches, Split, Stream, beyond_chance, split, unexplained
 from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "run"
-EXPLAINS = (
-    "label-order", "tiny-batch-norm", "batch-norm-momentum", "train-eval-mismatch", "moving-target", "shuffled-labels",
-    "dead-units", "learning-rate-too-high", "rank-collapse", "input-shift",
-)  # fmt: skip
+EXPLAINS = ("label-order", "tiny-batch-norm", "train-eval-mismatch", "input-shift", *AFTERMATH)
 REMEDIES = ("shuffle",)
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.batches import Batches, Split, Stream, beyond_chance, split
 from tightrope.study import Study
@@ -34,9 +35,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import RECURRENT
 
 STAGE = "run"
-EXPLAINS = (
-    "moving-target", "shuffled-labels", "dead-units", "learning-rate-too-high", "loss-at-init",
-)  # fmt: skip
+EXPLAINS = ("correlated-batch", "tiny-batch-norm", "train-eval-mismatch", *AFTERMATH)
 REMEDIES = ("shuffle",)
 
 LARGE = 0.5  # from here on more of the labels' variance lies between batches than within

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.numerics.non_finite import spoilt_data
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
@@ -31,7 +32,7 @@ from tightrope.tape.sampler import LOSSES, Sample
 from tightrope.tape.tape import Entry
 
 STAGE = "run"
-EXPLAINS = ("non-finite", "learning-rate-too-high", "shuffled-labels")
+EXPLAINS = AFTERMATH
 REMEDIES = ("impute", "drop-missing")
 
 

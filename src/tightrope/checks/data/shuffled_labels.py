@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from tightrope.checks.echoes import UNITS
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.batches import Batches, Stream
 from tightrope.measure.dependence import Dependence, dependence
@@ -35,7 +36,7 @@ from tightrope.study import History
 from tightrope.subject import Program
 
 STAGE = "run"
-EXPLAINS = ("learning-rate-too-low", "learning-rate-too-high", "overfitting", "dead-units", "moving-target")
+EXPLAINS = ("learning-rate-too-low", "learning-rate-too-high", "overfitting", "moving-target", *UNITS)
 REMEDIES = ("align-labels",)
 
 CHANCE, POWER = 2.0, 8.0  # standard deviations: 98 % of independent labels stay below 2, and 8 leaves no doubt

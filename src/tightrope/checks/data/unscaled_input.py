@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.trace import CHANCE, JOINS, NORMS, VIEWS, is_weighted, producers, reads
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.probes import Features
@@ -33,10 +34,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Kind
 
 STAGE = "batch"
-EXPLAINS = (
-    "exploding-signal", "exploding-gradient", "vanishing-signal", "vanishing-gradient", "saturated-units", "dead-units",
-    "loss-at-init", "unscaled-attention", "attention-saturation", "non-finite", "learning-rate-too-high",
-)  # fmt: skip
+EXPLAINS = ("correlated-batch", *AFTERMATH)
 REMEDIES = ("standardize",)
 
 WARNING, FAULT = 5.0, 30.0  # rms; trials: healthy inputs 0.24 to 1.0, raw 0-16 digits 7.8, raw tables 124 and more

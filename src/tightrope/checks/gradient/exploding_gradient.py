@@ -19,13 +19,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import PROGRESS
 from tightrope.checks.gradient.path import finding, way
 from tightrope.finding import Finding
 from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("non-finite", "learning-rate-too-high")
+EXPLAINS = ("clipping-always", "non-finite", *PROGRESS)
 REMEDIES = ("initialize",)
 
 RATIO = 1e3  # healthy nets of trials: 4.7 and less; sick ones: 1.1e3 and more

@@ -19,13 +19,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import PROGRESS
 from tightrope.checks.gradient.path import finding, way
 from tightrope.finding import Finding
 from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("learning-rate-too-low",)
+EXPLAINS = PROGRESS
 REMEDIES = ("initialize",)
 
 RATIO = 1e-3  # healthy nets of trials: 6e-3 and more, torch's default at six layers 1.4e-2; sick ones: 1e-3 and less

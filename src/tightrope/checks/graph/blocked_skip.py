@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightrope.checks.echoes import GRADIENT, PROGRESS, SIGNAL, UNITS
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.trace import CHANCE, VIEWS, learned, producers, weight_of
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
@@ -31,7 +31,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Ref
 
 STAGE = "graph"
-EXPLAINS = ("init-too-small", *SIGNAL, *GRADIENT, *UNITS, *PROGRESS)
+EXPLAINS = ("init-too-small", *AFTERMATH)
 REMEDIES = ("open-skip",)
 
 BLOCKS = 3  # two sums in a row may be anything

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightrope.checks.echoes import PROGRESS, SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.graph.mixing import Reach, data_of, reach
 from tightrope.checks.loss.heads import LossTerm, loss_terms
 from tightrope.checks.trace import VIEWS
@@ -38,7 +38,7 @@ from tightrope.tape.rerun import Unplayable
 from tightrope.tape.tape import RECURRENT, Entry, Tape
 
 STAGE = "batch"
-EXPLAINS = (*SCALE, *PROGRESS, "train-eval-mismatch", "correlated-batch")
+EXPLAINS = ("train-eval-mismatch", "correlated-batch", *AFTERMATH)
 REMEDIES = ("separate-samples",)
 
 STATISTICS = frozenset(("mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "amax", "amin", "median"))

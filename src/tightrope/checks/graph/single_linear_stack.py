@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tightrope.checks.bounds import head_range
-from tightrope.checks.echoes import GRADIENT, PROGRESS, SIGNAL
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.loss.heads import loss_terms
 from tightrope.checks.trace import CHANCE, JOINS, VIEWS, is_weighted, learned, origin, producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -35,7 +35,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Tape
 
 STAGE = "graph"
-EXPLAINS = (*SIGNAL, *GRADIENT, *PROGRESS)
+EXPLAINS = AFTERMATH
 REMEDIES = ("add-activation",)
 
 LINEAR = VIEWS | CHANCE | JOINS | {

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightrope.checks.echoes import SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.graph.dims import KEEPS, MOVES, axes_of, is_sample, moved, uses
 from tightrope.checks.trace import NORMS, VIEWS, feeds_weight, is_weighted, learned, origin, producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -39,7 +39,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Kind, Tape
 
 STAGE = "graph"
-EXPLAINS = ("sample-mixing", "tiny-batch-norm", "train-eval-mismatch", *SCALE)
+EXPLAINS = ("sample-mixing", "tiny-batch-norm", "train-eval-mismatch", *AFTERMATH)
 REMEDIES = ("norm-axis",)
 
 CHANNELED = frozenset(("batch_norm", "instance_norm", "group_norm"))

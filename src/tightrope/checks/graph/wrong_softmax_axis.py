@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightrope.checks.attention.unscaled_attention import attentions
-from tightrope.checks.echoes import PROGRESS, SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.graph.dims import Use, axes_of, is_sample, uses
 from tightrope.checks.loss.heads import loss_terms
 from tightrope.checks.trace import feeds_weight, learned, producers
@@ -36,7 +36,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Tape, softmax_dim
 
 STAGE = "graph"
-EXPLAINS = ("sample-mixing", *SCALE, *PROGRESS)
+EXPLAINS = ("sample-mixing", *AFTERMATH)
 REMEDIES = ("softmax-dim",)
 
 SOFTMAXES = frozenset(("softmax", "log_softmax"))

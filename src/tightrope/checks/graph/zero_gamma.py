@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightrope.checks.echoes import PROGRESS, SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.trace import JOINS, NORMS, learned
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
@@ -27,7 +27,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Kind, Ref, Tape
 
 STAGE = "graph"
-EXPLAINS = ("zero-init", "detached-branch", *SCALE, *PROGRESS)
+EXPLAINS = ("zero-init", "detached-branch", "unused-parameter", *AFTERMATH)
 REMEDIES = ("restore-gamma",)
 
 _PLACES = {"batch_norm": 3, "instance_norm": 3, "layer_norm": 2, "group_norm": 2, "rms_norm": 2}

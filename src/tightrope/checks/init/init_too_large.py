@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.init.scale import exploded, finding, offenders, plain_net, vanished
 from tightrope.checks.loss import loss_at_init
 from tightrope.checks.units import saturated_units
@@ -26,10 +27,7 @@ from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = (
-    "exploding-signal", "exploding-gradient", "saturated-units", "dead-units", "loss-at-init", "vanishing-gradient",
-    "vanishing-signal", "non-finite", "learning-rate-too-high",
-)  # fmt: skip
+EXPLAINS = AFTERMATH
 REMEDIES = ("initialize",)
 
 REASON = math.log(5.0)  # at a pre-activation std of 5, 72 % of tanh units lie outside their sweet spot

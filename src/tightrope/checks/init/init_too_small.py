@@ -17,13 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.init.scale import finding, offenders, plain_net, vanished
 from tightrope.finding import Finding
 from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("vanishing-signal", "vanishing-gradient", "dead-units", "learning-rate-too-low")
+EXPLAINS = AFTERMATH
 REMEDIES = ("initialize",)
 
 REASON = math.log(1 / 30)  # the square root of the thousandth below which a gradient counts as vanished

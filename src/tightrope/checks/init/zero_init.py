@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.layers import Layer, layers
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
@@ -25,7 +26,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Kind
 
 STAGE = "graph"
-EXPLAINS = ("vanishing-signal", "vanishing-gradient", "dead-units", "init-too-small", "learning-rate-too-low")
+EXPLAINS = ("init-too-small", *AFTERMATH)
 REMEDIES = ("initialize",)
 
 

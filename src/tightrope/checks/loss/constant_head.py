@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightrope.checks.echoes import PROGRESS, SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.loss.heads import LossTerm, loss_terms, maker
 from tightrope.checks.trace import producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -28,9 +28,13 @@ from tightrope.tape.tape import Entry, softmax_dim
 
 STAGE = "graph"
 EXPLAINS = (
-    "target-outside-head-range", "label-mismatch", "double-softmax", "unscaled-target", "detached-branch", *SCALE,
-    *PROGRESS,
-)  # fmt: skip
+    "target-outside-head-range",
+    "label-mismatch",
+    "double-softmax",
+    "unscaled-target",
+    "detached-branch",
+    *AFTERMATH,
+)
 REMEDIES = ("binary-head",)
 
 

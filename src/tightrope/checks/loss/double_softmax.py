@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.loss.heads import LossTerm, loss_terms, maker
 from tightrope.checks.trace import producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -32,7 +33,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry
 
 STAGE = "graph"
-EXPLAINS = ("vanishing-gradient", "loss-at-init", "learning-rate-too-low")
+EXPLAINS = AFTERMATH
 REMEDIES = ("remove-softmax",)
 
 ROUNDING = 1e-3  # how far above 0 rounding in half precision may put a log-probability

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightrope.checks.echoes import GRADIENT, PROGRESS
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.loss.heads import LossTerm, loss_terms, maker
 from tightrope.checks.loss.numbers import numbers, whole
 from tightrope.checks.trace import producers
@@ -33,7 +33,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry
 
 STAGE = "batch"
-EXPLAINS = ("target-outside-head-range", "unscaled-target", "loss-at-init", *GRADIENT, *PROGRESS)
+EXPLAINS = ("target-outside-head-range", "unscaled-target", *AFTERMATH)
 REMEDIES = ("fix-labels",)
 
 ROUNDING = 1e-3  # of a label in half precision

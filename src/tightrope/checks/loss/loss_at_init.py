@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tightrope.checks.bounds import Bounds
+from tightrope.checks.echoes import PROGRESS, UNITS
 from tightrope.checks.loss.heads import LossTerm, loss_terms
 from tightrope.checks.trace import learned, producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -33,7 +34,7 @@ from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("learning-rate-too-high",)
+EXPLAINS = ("clipping-always", *UNITS, *PROGRESS)
 REMEDIES = ("scale-head",)
 
 WARNING, FAULT = 2.0, 10.0  # nats above ln K: logit std 2 and 4.5; library models at their default start below 1

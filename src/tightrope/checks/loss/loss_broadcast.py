@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from tightrope.checks.echoes import PROGRESS
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.loss.heads import NAMED
 from tightrope.checks.trace import VIEWS, feeds_weight, learned, producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -31,7 +31,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Tape
 
 STAGE = "graph"
-EXPLAINS = ("sample-mixing", "unscaled-target", "loss-at-init", *PROGRESS)
+EXPLAINS = ("sample-mixing", "unscaled-target", *AFTERMATH)
 REMEDIES = ("match-shapes",)
 
 PAIRED = frozenset(("sub", "rsub", "mul", "div"))

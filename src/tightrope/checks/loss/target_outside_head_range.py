@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from tightrope.checks.bounds import head_range
-from tightrope.checks.echoes import GRADIENT, PROGRESS, UNITS
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.loss.heads import LossTerm, loss_terms, maker
 from tightrope.checks.loss.numbers import numbers, reach, whole
 from tightrope.checks.trace import producers
@@ -37,7 +37,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry
 
 STAGE = "batch"
-EXPLAINS = ("unscaled-target", "loss-at-init", *UNITS, *GRADIENT, *PROGRESS)
+EXPLAINS = ("unscaled-target", *AFTERMATH)
 REMEDIES = ("open-head",)
 
 WARNING, FAULT = 0.01, 0.1  # of the target's variance: a hundredth, and a tenth, of R^2 that nothing can explain

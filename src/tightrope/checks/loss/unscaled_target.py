@@ -20,14 +20,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from tightrope.checks.echoes import GRADIENT, PROGRESS
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.loss.heads import LossTerm, loss_terms
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("loss-at-init", *GRADIENT, *PROGRESS, "ill-conditioned")
+EXPLAINS = ("ill-conditioned", *AFTERMATH)
 REMEDIES = ("standardize-target",)
 
 WARNING = 30.0  # rms; healthy unstandardised targets of trials had up to 5.4

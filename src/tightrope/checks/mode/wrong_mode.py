@@ -26,7 +26,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from tightrope.checks.echoes import SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.mode.layers import Statistics, drops, norms, rate, statistics, trained_before
 from tightrope.checks.weights import is_drawn
 from tightrope.evaluation import Evaluation
@@ -36,7 +36,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Kind, Tape
 
 STAGE = "run"
-EXPLAINS = (*SCALE, "train-eval-mismatch", "learning-rate-too-low")
+EXPLAINS = ("train-eval-mismatch", *AFTERMATH)
 REMEDIES = ("set-mode",)
 
 VARIANCE = 0.5

@@ -28,13 +28,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import GRADIENT, PROGRESS, UNITS
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
 from tightrope.subject import Subject
 from tightrope.tape.tape import Entry
 
 STAGE = "batch"
-EXPLAINS = ("train-eval-mismatch", "vanishing-gradient", "moving-target", "batch-too-small")
+EXPLAINS = ("train-eval-mismatch", "batch-too-small", *GRADIENT, *UNITS, *PROGRESS)
 REMEDIES = ("blended-norm", "group-norm", "larger-batch")
 
 FAULT, WARNING, ADVICE = 1.0, 1 / 2, 1 / 3  # std of the noise over that of the signal: as large, half, a third

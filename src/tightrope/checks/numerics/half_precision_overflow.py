@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from tightrope.checks.echoes import GRADIENT, PROGRESS
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.trace import VIEWS
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.rules.extremes import largest
@@ -31,7 +31,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Kind
 
 STAGE = "batch"
-EXPLAINS = ("non-finite", "loss-scale", "loss-at-init", *GRADIENT, *PROGRESS)
+EXPLAINS = ("loss-scale", *(name for name in AFTERMATH if name != "half-precision-overflow"))
 REMEDIES = ("wider-dtype",)
 
 HALVES = frozenset((torch.float16, torch.bfloat16))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightrope.checks.echoes import SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.numerics.naive_softmax import largest_exponent
 from tightrope.checks.trace import learned, origin, producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -32,7 +32,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry
 
 STAGE = "batch"
-EXPLAINS = ("non-finite", *SCALE)
+EXPLAINS = AFTERMATH
 REMEDIES = ("stable-log",)
 
 GROWTH = 2.0  # training that makes a classifier certain doubles its scores

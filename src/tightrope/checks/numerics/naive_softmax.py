@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tightrope.checks.bounds import Bounds
-from tightrope.checks.echoes import SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.numerics.exponentials import Exponential, exponentials
 from tightrope.checks.trace import learned, producers
 from tightrope.finding import Evidence, Finding, Severity
@@ -34,7 +34,7 @@ from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("non-finite", "naive-log", *SCALE)
+EXPLAINS = ("naive-log", *AFTERMATH)
 REMEDIES = ("stable-softmax",)
 
 GROWTH = 10.0  # scores of a classifier start near std 0.5 and end near 5

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tightrope.checks.echoes import PROGRESS
 from tightrope.checks.optim.progress import follows_gradient, progress, stands
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.updates import Updates
@@ -30,7 +31,7 @@ from tightrope.study import Study
 from tightrope.subject import Program
 
 STAGE = "run"
-EXPLAINS = ("learning-rate-too-low", "moving-target")
+EXPLAINS = PROGRESS
 REMEDIES = ("relax-clipping",)
 
 CALLS = 20

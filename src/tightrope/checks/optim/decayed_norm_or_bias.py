@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.trace import NORMS
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.follower import rms
@@ -30,7 +31,7 @@ from tightrope.subject import Program
 from tightrope.tape.source import UNKNOWN
 
 STAGE = "run"
-EXPLAINS = ("vanishing-signal", "vanishing-gradient", "learning-rate-too-low", "zero-gamma", "loss-at-init")
+EXPLAINS = ("zero-gamma", *AFTERMATH)
 REMEDIES = ("decay-weights-alone",)
 
 FELT = 0.1

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightrope.checks.echoes import PROGRESS
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.weights import is_drawn
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.updates import Row, Updates
@@ -32,7 +32,7 @@ from tightrope.subject import Program
 from tightrope.tape.tape import Entry
 
 STAGE = "run"
-EXPLAINS = ("unused-parameter", "vanishing-gradient", "vanishing-signal", *PROGRESS)
+EXPLAINS = ("unused-parameter", "parameter-not-optimised", *AFTERMATH)
 REMEDIES = ("keep-gradient",)
 
 BUILT = frozenset(("tensor", "as_tensor", "from_numpy", "asarray", "FloatTensor", "new_tensor"))

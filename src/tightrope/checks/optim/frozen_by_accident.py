@@ -33,7 +33,7 @@ from tightrope.subject import Program
 from tightrope.tape.tape import Kind
 
 STAGE = "run"
-EXPLAINS = (*PROGRESS, "unused-parameter")
+EXPLAINS = ("unused-parameter", "parameter-not-optimised", *PROGRESS)
 REMEDIES = ("unfreeze",)
 
 MOST = 0.5

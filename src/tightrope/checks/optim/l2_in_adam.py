@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tightrope.checks.echoes import PROGRESS
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.updates import MOMENTS, Group, Updates
 from tightrope.study import Study
@@ -27,7 +28,7 @@ from tightrope.subject import Program
 from tightrope.tape.source import UNKNOWN
 
 STAGE = "run"
-EXPLAINS = ("learning-rate-too-low",)
+EXPLAINS = ("vanishing-signal", "vanishing-gradient", "dead-units", *PROGRESS)
 REMEDIES = ("decouple-decay",)
 
 SHARE = 0.1

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightrope.checks.echoes import SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.optim.progress import progress, ratios
 from tightrope.checks.optim.ratios import typical
 from tightrope.finding import Evidence, Finding, Severity
@@ -37,7 +37,7 @@ from tightrope.subject import Program
 from tightrope.tape.source import UNKNOWN
 
 STAGE = "run"
-EXPLAINS = (*SCALE, "init-too-large", "init-too-small", "learning-rate-too-low", "non-finite", "moving-target")
+EXPLAINS = tuple(name for name in AFTERMATH if name != "learning-rate-too-high")
 REMEDIES = ("scale-learning-rate",)
 
 HIGH = 0.1

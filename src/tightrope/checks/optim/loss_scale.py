@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightrope.checks.echoes import PROGRESS
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.updates import Updates
 from tightrope.subject import Program
 from tightrope.tape.source import UNKNOWN
 
 STAGE = "run"
-EXPLAINS = ("clipping-always", *PROGRESS)
+EXPLAINS = ("parameter-not-optimised", "unused-parameter", *AFTERMATH)
 REMEDIES = ("unscale-first",)
 
 STEPS = 20

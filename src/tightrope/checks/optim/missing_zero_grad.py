@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightrope.checks.echoes import PROGRESS, SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.updates import Updates
 from tightrope.subject import Program
 
 STAGE = "run"
-EXPLAINS = (*PROGRESS, *SCALE)
+EXPLAINS = AFTERMATH
 REMEDIES = ("clear-gradients",)
 
 SHARE = 0.1

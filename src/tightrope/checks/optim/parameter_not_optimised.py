@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tightrope.checks.echoes import PROGRESS, SCALE
+from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.weights import is_drawn
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.updates import Row, Updates
@@ -33,7 +33,7 @@ from tightrope.subject import Program
 from tightrope.tape.source import UNKNOWN
 
 STAGE = "run"
-EXPLAINS = ("unused-parameter", *PROGRESS, *SCALE)
+EXPLAINS = ("unused-parameter", *AFTERMATH)
 REMEDIES = ("optimise-parameters",)
 
 

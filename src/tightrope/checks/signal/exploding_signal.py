@@ -17,13 +17,22 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import ATTENTION, PROGRESS, UNITS
 from tightrope.checks.layers import cuts
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("exploding-gradient", "loss-at-init", "saturated-units", "non-finite", "learning-rate-too-high")
+EXPLAINS = (
+    "exploding-gradient",
+    "loss-at-init",
+    "half-precision-overflow",
+    "non-finite",
+    *UNITS,
+    *ATTENTION,
+    *PROGRESS,
+)
 REMEDIES = ("initialize",)
 
 GROWTH = 1e3  # healthy nets of trials grow at most 1.8 a layer and 35 in all; sick ones 5 a layer

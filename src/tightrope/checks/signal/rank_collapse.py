@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tightrope.checks.echoes import GRADIENT, PROGRESS
 from tightrope.checks.trace import CHANCE, VIEWS
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.law import Law
@@ -31,7 +32,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Kind, Tape
 
 STAGE = "batch"
-EXPLAINS = ("vanishing-gradient", "learning-rate-too-low")
+EXPLAINS = (*GRADIENT, *PROGRESS)
 REMEDIES = ("add-skip",)
 
 START = 0.1  # share of the variance between tokens where the tokens differ to begin with

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import PROGRESS, UNITS
 from tightrope.checks.layers import Cut, cuts
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.law import Law
@@ -25,7 +26,7 @@ from tightrope.study import Study
 from tightrope.subject import Subject
 
 STAGE = "batch"
-EXPLAINS = ("vanishing-gradient", "dead-units", "learning-rate-too-low")
+EXPLAINS = ("vanishing-gradient", *UNITS, *PROGRESS)
 REMEDIES = ("initialize",)
 
 SHARE = 3e-3  # std between samples over rms: healthy nets of trials stay above 1.7e-2, dead ones fall below 2e-5

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tightrope.checks.echoes import PROGRESS
 from tightrope.checks.trace import is_hidden, producers
 from tightrope.checks.weights import is_drawn, weights_before
 from tightrope.finding import Evidence, Finding, Severity
@@ -34,7 +35,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry
 
 STAGE = "batch"
-EXPLAINS = ("vanishing-signal", "vanishing-gradient", "learning-rate-too-low")
+EXPLAINS = ("vanishing-signal", "vanishing-gradient", "unused-parameter", *PROGRESS)
 REMEDIES = ("initialize", "leaky-activation")
 
 RECTIFIERS = frozenset(("relu", "relu6", "threshold"))

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from tightrope.checks.echoes import PROGRESS
 from tightrope.checks.trace import is_hidden, producers
 from tightrope.checks.weights import is_drawn, weights_before
 from tightrope.finding import Evidence, Finding, Severity
@@ -32,7 +33,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry
 
 STAGE = "batch"
-EXPLAINS = ("vanishing-gradient", "learning-rate-too-low")
+EXPLAINS = ("vanishing-signal", "vanishing-gradient", "outside-sweet-spot", *PROGRESS)
 REMEDIES = ("initialize", "swap-activation")
 
 WARNING, FAULT = 0.5, 0.8  # trials: healthy tanh nets at most 0.23, saturated ones at least 0.81
