@@ -8,7 +8,16 @@ from tightrope.finding import Finding, Remedy
 from tightrope.fix import Fix, fix
 from tightrope.groups import param_groups
 from tightrope.initialize import initialize
-from tightrope.instruments import JensenGap, NormEffect, NormEffects, explain_norm, jensen_gap
+from tightrope.instruments import (
+    Curvature,
+    CurvatureChange,
+    JensenGap,
+    NormEffect,
+    NormEffects,
+    curvature,
+    explain_norm,
+    jensen_gap,
+)
 from tightrope.law import Law
 from tightrope.measure import Measurement
 from tightrope.predict import Forecast
@@ -19,6 +28,8 @@ from tightrope.subject import Subject
 
 __all__ = [
     "Comparison",
+    "Curvature",
+    "CurvatureChange",
     "Finding",
     "Fix",
     "Forecast",
@@ -34,6 +45,7 @@ __all__ = [
     "TightropeError",
     "check",
     "compare",
+    "curvature",
     "explain_norm",
     "fix",
     "initialize",

@@ -1,6 +1,16 @@
 """Instruments that answer one question about a model: functions with a result that prints itself."""
 
+from tightrope.instruments.curvature import Curvature, CurvatureChange, curvature
 from tightrope.instruments.jensen import JensenGap, jensen_gap
 from tightrope.instruments.norms import NormEffect, NormEffects, explain_norm
 
-__all__ = ["JensenGap", "NormEffect", "NormEffects", "explain_norm", "jensen_gap"]
+__all__ = [
+    "Curvature",
+    "CurvatureChange",
+    "JensenGap",
+    "NormEffect",
+    "NormEffects",
+    "curvature",
+    "explain_norm",
+    "jensen_gap",
+]
