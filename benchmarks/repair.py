@@ -134,7 +134,7 @@ def draw(seed: int, path: str) -> None:
     """Train a script with one random change after its first step instead of a diagnosis."""
     from dataclasses import replace
 
-    import tightrope.watcher
+    import tightrope.watch.judge
     from tightrope.finding import Finding, Safety, Severity
     from tightrope.run import run as watch
 
@@ -150,7 +150,7 @@ def draw(seed: int, path: str) -> None:
         done.append(change.name)
         return [Finding("drawn", Severity.WARNING, "", "", change.name, remedies=(change,))]
 
-    tightrope.watcher.diagnose = choose  # type: ignore[assignment]
+    tightrope.watch.judge.diagnose = choose  # type: ignore[assignment]
     outcome = watch(path, record=[1], fix=True).outcome
     print(f"drawn: {', '.join(done)}", file=sys.stderr)
     sys.exit(outcome.code)

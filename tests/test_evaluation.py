@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tightrope.evaluation import Evaluation, Evaluations
 from tightrope.tape.modules import remember_construction
-from tightrope.watcher import Watcher
+from tightrope.watch.watcher import Watcher
 
 Evaluate = Callable[[nn.Module, Tensor, Tensor], Any]
 

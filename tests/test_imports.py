@@ -23,7 +23,7 @@ LAYERS = (
     ("remedies",),
     ("diagnose", "repair"),
     ("report",),
-    ("check", "instruments", "outlook", "precision", "scaling", "variants", "watcher"),
+    ("check", "instruments", "outlook", "precision", "scaling", "variants", "watch"),
     ("fix", "run"),
     ("factory",),
     ("cli",),

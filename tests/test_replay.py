@@ -12,7 +12,7 @@ from tightrope.replay import Replay
 from tightrope.study import Study
 from tightrope.tape.modules import remember_construction
 from tightrope.tape.rerun import values
-from tightrope.watcher import Watcher
+from tightrope.watch.watcher import Watcher
 
 
 class Stateful(nn.Module):

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tightrope import watcher
 from tightrope.errors import InputError
 from tightrope.finding import Finding
 from tightrope.run import rehearse
 from tightrope.study import Study
+from tightrope.watch import judge
 
 STEPS = 12
 
@@ -33,7 +33,7 @@ def train() -> list[float]:
 
 def test_checks_over_a_run_are_given_its_history(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Study] = []
-    plain = watcher.diagnose
+    plain = judge.diagnose
 
     def diagnose(studies: list[Study], stages: tuple[str, ...]) -> list[Finding]:
         if "run" in stages:
@@ -42,7 +42,7 @@ def test_checks_over_a_run_are_given_its_history(monkeypatch: pytest.MonkeyPatch
             assert all(study.history is None for study in studies)
         return plain(studies, stages)
 
-    monkeypatch.setattr(watcher, "diagnose", diagnose)
+    monkeypatch.setattr(judge, "diagnose", diagnose)
     got: list[float] = []
     rehearse(lambda: got.extend(train()), record=(1, 10))
     assert got == train()

@@ -14,7 +14,8 @@ from tightrope.finding import Finding, Remedy
 from tightrope.report.model import Report, make_report
 from tightrope.tape.modules import remember_construction
 from tightrope.tape.script import Outcome, run_module, run_script
-from tightrope.watcher import Pass, Watcher
+from tightrope.watch.judge import Pass
+from tightrope.watch.watcher import Watcher
 
 RECORD = (1, 10, 100)
 """Steps that are recorded unless others are named: the start, and two that show where training goes."""
@@ -125,7 +126,7 @@ def _parted(watcher: Watcher) -> tuple[list[Pass], list[Pass]]:
     """What was studied before the remedies were applied, and after the last of them."""
     if not watcher.repair.applied:
         return watcher.passes, []
-    first, last = watcher.passes[0].study.step, watcher.repaired_at
+    first, last = watcher.passes[0].study.step, watcher.repaired[-1]
     return (
         [p for p in watcher.passes if p.study.step == first or p.study.step in watcher.repaired],
         [p for p in watcher.passes if p.study.step > last],

@@ -7,7 +7,7 @@ from tightrope.checks.signal.moving_target import SCALE, SHIFT, moves
 from tightrope.finding import Severity
 from tightrope.run import rehearse
 from tightrope.study import Study
-from tightrope.watcher import Watcher
+from tightrope.watch.watcher import Watcher
 
 
 def studies(norm: bool, rate: float) -> list[Study]:

@@ -23,7 +23,7 @@ from tightrope.tape.modules import remember_construction
 from tightrope.tape.recorder import Recorder
 from tightrope.tape.script import run_script
 from tightrope.tape.steps import Steps
-from tightrope.watcher import Watcher
+from tightrope.watch.watcher import Watcher
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -239,7 +239,7 @@ def test_a_failure_of_the_observation_is_told_once_and_training_goes_on(monkeypa
     def fail(*_: object) -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr("tightrope.watcher.forecast", fail)
+    monkeypatch.setattr("tightrope.watch.judge.forecast", fail)
     lines: list[str] = []
     out = io.StringIO()
     with redirect_stdout(out), pytest.raises(InputError, match="observation failed"):
