@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tightrope.check import study
+from tightrope.checks.gradient.heavy_tailed_gradient import slope_kurtosis
 from tightrope.checks.gradient.path import way
 from tightrope.checks.layers import cuts
 from tightrope.finding import Finding
+from tightrope.law import Law
 
 Judge = Callable[..., list[Finding]]
 
@@ -151,3 +153,62 @@ class _Stream(nn.Module):
 @pytest.mark.parametrize("name", ["vanishing-signal", "vanishing-gradient", "exploding-signal"])
 def test_a_stream_of_data_passes_its_branches_by(judge: Judge, name: str) -> None:
     assert judge(name, _Stream(6), (torch.randn(64, 32), torch.arange(64) % 4)) == []
+
+
+# -- tails of the gradient -----------------------------------------------------------------------
+
+
+def tailed(activation: nn.Module, width: int = 16) -> nn.Sequential:
+    made: list[nn.Module] = []
+    for _ in range(8):
+        made += [nn.Linear(width, width), nn.LayerNorm(width), activation]
+    return nn.Sequential(*made, nn.LayerNorm(width), nn.Linear(width, 4))
+
+
+class Power(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z**3
+
+
+def test_slopes_without_bound_leave_few_samples(judge: Judge) -> None:
+    torch.manual_seed(0)
+    data = torch.randn(128, 16), torch.arange(128) % 4
+    (finding,) = judge("heavy-tailed-gradient", tailed(Power()), data)
+    assert finding.evidence[0].expected is not None
+    assert finding.evidence[0].measured < finding.evidence[0].expected / 4
+
+
+def test_the_share_of_the_samples_is_that_of_their_own_gradients() -> None:
+    torch.manual_seed(0)
+    model, x, y = tailed(Power()), torch.randn(32, 16), torch.arange(32) % 4
+    made = study(model, (x, y), loss=F.cross_entropy)
+    energy = []
+    for n in range(32):
+        z = model[0](x[n : n + 1])
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model[1:](z), y[n : n + 1]), z)
+        energy.append(float(gradient.double().square().sum()))
+    share = sum(energy) ** 2 / (32 * sum(e**2 for e in energy))
+    assert made.measurement.effective[made.tape.entries[0].outputs[0]] == pytest.approx(share, rel=1e-3)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.Tanh(), nn.SiLU(), nn.Softplus()])
+def test_bounded_slopes_keep_the_samples(judge: Judge, activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    data = torch.randn(128, 16), torch.arange(128) % 4
+    assert judge("heavy-tailed-gradient", tailed(activation), data) == []
+
+
+@pytest.mark.parametrize(("function", "kappa"), [(torch.relu, 2.0), (lambda z: z**3, 35 / 3), (lambda z: z * 2, 1.0)])
+def test_the_kurtosis_of_a_slope(function: Callable[[Tensor], Tensor], kappa: float) -> None:
+    made = study(nn.Sequential(nn.Linear(4, 4), _Apply(function), nn.Linear(4, 2)), torch.randn(64, 4))
+    entry = made.tape.entries[1]
+    assert slope_kurtosis(entry, Law(0.0, residual=1.0)) == pytest.approx(kappa, rel=3e-3)
+
+
+class _Apply(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.function(z)

@@ -62,6 +62,8 @@ class Measurement:
         sites: what batch normalisers that pool over sites read at each, by the id of their result.
         calls: what each batch normaliser read at each call, by its module: ids and laws of its inputs, those included
             that the loss does not depend on.
+        effective: effective share of the samples in the energy of each value's gradient, by id: (sum e)^2 / (N sum
+            e^2), 1 when all count alike; none where there is one sample.
     """
 
     tape: Tape
@@ -75,6 +77,7 @@ class Measurement:
     courses: dict[int, Course] = field(default_factory=dict, repr=False)
     sites: dict[int, Sites] = field(default_factory=dict, repr=False)
     calls: dict[str, list[tuple[int, Law]]] = field(default_factory=dict, repr=False)
+    effective: dict[int, float] = field(default_factory=dict, repr=False)
 
 
 class Meter:
@@ -91,6 +94,7 @@ class Meter:
         self._read: set[int] = set()
         self.gradients: dict[int, Law] = {}
         self.broken: set[int] = set()
+        self.effective: dict[int, float] = {}
         self.losses: dict[int, float] = {}
         self.features: dict[int, Features] = {}
         self.rows: dict[int, Rows] = {}
@@ -192,6 +196,7 @@ class Meter:
 
     def on_backward(self, tape: Tape) -> None:
         self.gradients = {}
+        self.effective = {}
         self.broken = set()
 
     def on_gradient(self, value: Value, gradient: Tensor) -> None:
@@ -201,6 +206,10 @@ class Meter:
             law = self.gradients[value.id] = estimate(gradient, self.axes[value.id])
             if not law.finite and not bool(torch.isfinite(gradient).all()):
                 self.broken.add(value.id)
+            elif value.kind is Kind.RESULT and law.rms > 0:
+                share = effective_share(gradient, self.axes[value.id])
+                if share is not None:
+                    self.effective[value.id] = share
 
     def measurement(self, tape: Tape) -> Measurement:
         """What was measured of the values on this tape."""
@@ -210,8 +219,19 @@ class Meter:
         loss = self.losses.get(tape.loss) if tape.loss is not None else None
         return Measurement(
             tape, laws, gradients, units, loss, self.features, self.rows, frozenset(self.broken), self.courses,
-            self.sites, self.calls,
+            self.sites, self.calls, dict(self.effective),
         )  # fmt: skip
+
+
+def effective_share(x: Tensor, axes: Axes) -> float | None:
+    """Share of the samples that make up the energy of a tensor, (sum e)^2 / (N sum e^2); None for one sample."""
+    n = axes.count(Role.SAMPLE)
+    if n < 2:
+        return None
+    # Norms are squared in double precision: squares leave the range of single precision long before the numbers do.
+    energy = torch.linalg.vector_norm(arrange(x, axes), dim=(1, 2)).double().square()
+    total, squares = float(energy.sum()), float(energy.square().sum())
+    return total**2 / (n * squares) if squares > 0 and math.isfinite(squares) else None
 
 
 def count_units(x: Tensor, axes: Axes) -> Units:

@@ -1,4 +1,4 @@
-"""`leaky-activation` and `swap-activation`: an activation whose slope does not vanish."""
+"""`leaky-activation`, `swap-activation`, `bounded-slope`: an activation whose slope neither vanishes nor explodes."""
 
 from __future__ import annotations
 
@@ -39,6 +39,23 @@ def swap_activation(study: Study, finding: Finding) -> Remedy | None:
     )  # fmt: skip
 
 
+@remedy("bounded-slope")
+def bounded_slope(study: Study, finding: Finding) -> Remedy | None:
+    """Put an activation of bounded slope in the place of every one whose slope has a heavy tail."""
+    actions = [replacing(study, path, _open) for path in finding.modules]
+    known = [action for action in actions if action is not None]
+
+    def act() -> None:
+        for action in known:
+            action()
+
+    return Remedy(
+        "bounded-slope", "Use an activation whose slope is bounded", "torch.nn.GELU()",
+        "another function; trained weights must be tuned again", Safety.REVIEW,
+        act if known and len(known) == len(actions) else None,
+    )  # fmt: skip
+
+
 def _leaky(_: nn.Module) -> nn.Module:
     return nn.LeakyReLU(SLOPE)
 
@@ -47,4 +64,4 @@ def _open(_: nn.Module) -> nn.Module:
     return nn.GELU()
 
 
-__all__ = ["leaky_activation", "swap_activation"]
+__all__ = ["bounded_slope", "leaky_activation", "swap_activation"]
