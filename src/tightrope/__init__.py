@@ -9,11 +9,13 @@ from tightrope.fix import Fix, fix
 from tightrope.groups import param_groups
 from tightrope.initialize import initialize
 from tightrope.instruments import (
+    BatchNoise,
     Curvature,
     CurvatureChange,
     JensenGap,
     NormEffect,
     NormEffects,
+    batch_noise,
     curvature,
     explain_norm,
     jensen_gap,
@@ -27,6 +29,7 @@ from tightrope.step import measure, predict
 from tightrope.subject import Subject
 
 __all__ = [
+    "BatchNoise",
     "Comparison",
     "Curvature",
     "CurvatureChange",
@@ -43,6 +46,7 @@ __all__ = [
     "Scaling",
     "Subject",
     "TightropeError",
+    "batch_noise",
     "check",
     "compare",
     "curvature",

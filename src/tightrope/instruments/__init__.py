@@ -1,15 +1,18 @@
 """Instruments that answer one question about a model: functions with a result that prints itself."""
 
+from tightrope.instruments.batch_noise import BatchNoise, batch_noise
 from tightrope.instruments.curvature import Curvature, CurvatureChange, curvature
 from tightrope.instruments.jensen import JensenGap, jensen_gap
 from tightrope.instruments.norms import NormEffect, NormEffects, explain_norm
 
 __all__ = [
+    "BatchNoise",
     "Curvature",
     "CurvatureChange",
     "JensenGap",
     "NormEffect",
     "NormEffects",
+    "batch_noise",
     "curvature",
     "explain_norm",
     "jensen_gap",

@@ -179,7 +179,7 @@ class Recorder(TorchFunctionMode):
         if self.muted:
             return function(*args, **kwargs)
         if function in COMPOSITES:
-            with _entered(self):
+            with entered(self):
                 return function(*args, **kwargs)
         name = op_name(function)
         if name in ("backward", "grad") and getattr(function, "__wrapped__", function) in _BACKWARD:
@@ -398,8 +398,8 @@ _BACKWARD = (torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad
 
 
 @contextmanager
-def _entered(recorder: Recorder) -> Iterator[None]:
-    """While a composite's body runs, the recorder sees it and the composite asks for no override of itself."""
+def entered(recorder: TorchFunctionMode) -> Iterator[None]:
+    """While a composite's body runs, the mode sees it and the composite asks for no override of itself."""
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     nothing: dict[str, Any] = {name: lambda *_: False for name in names}
     with mock.patch.multiple(F, **nothing):
