@@ -12,6 +12,8 @@ from torch import Tensor
 WAVES = 256
 """Random waves that stand for a Gaussian kernel."""
 SHUFFLES = 99
+TOGETHER = 1 << 21
+"""Numbers of labels that are multiplied at once."""
 PLANTED = 0.5
 """Share of the labels that follow the data in the test's own trial."""
 
@@ -63,19 +65,28 @@ def dependence(data: Sequence[Tensor], labels: Sequence[Tensor]) -> Dependence |
             order[rows] = rows[torch.randperm(len(rows), generator=generator)]
         return order
 
-    chance = torch.tensor([_size(phi, y[shuffled()]) for _ in range(SHUFFLES)])
+    chance = _sizes(phi, y, [shuffled() for _ in range(SHUFFLES)])
     spread = max(float(chance.std()), 1e-12 * float(chance.mean()))
     planted = y[shuffled()]
     chosen = (torch.rand(len(x), generator=generator) < PLANTED).nonzero().flatten()
     along = phi[chosen] @ torch.randn(phi.shape[1], generator=generator, dtype=phi.dtype)
     ranked = planted[chosen] @ torch.randn(y.shape[1], generator=generator, dtype=y.dtype)
     planted[chosen[along.argsort()]] = planted[chosen[ranked.argsort()]]
-    seen, trial = ((_size(phi, labels) - float(chance.mean())) / spread for labels in (y, planted))
+    seen, trial = ((float(size) - float(chance.mean())) / spread for size in _statistic(phi, torch.stack([y, planted])))
     return Dependence(seen, trial, len(x))
 
 
-def _size(phi: Tensor, y: Tensor) -> float:
-    return float((phi.T @ y).square().sum())
+def _sizes(phi: Tensor, y: Tensor, orders: list[Tensor]) -> Tensor:
+    """The statistic with labels in each of several orders, as many at once as memory allows."""
+    together = max(1, TOGETHER // y.numel())
+    parts = [orders[i : i + together] for i in range(0, len(orders), together)]
+    return torch.cat([_statistic(phi, torch.stack([y[order] for order in part])) for part in parts])
+
+
+def _statistic(phi: Tensor, y: Tensor) -> Tensor:
+    """|sum_n phi(x_n) y_n^T|^2 of labels (set, sample, column): one number a set."""
+    sums = phi.T @ y.transpose(0, 1).reshape(len(phi), -1)
+    return sums.square().sum(0).reshape(len(y), -1).sum(1)
 
 
 def _first_of_each(x: Tensor) -> Tensor:

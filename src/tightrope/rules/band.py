@@ -34,9 +34,11 @@ MOST_SAMPLES = 256
 
 
 @lru_cache(maxsize=16)
-def _scores(samples: int) -> Tensor:
-    """Standard normal draws, (batches, samples), always the same."""
-    return torch.randn(BATCHES, samples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def _scores(samples: int) -> tuple[Tensor, Tensor]:
+    """Standard normal draws, (batches, samples), always the same: the node above each, and its share."""
+    eta = torch.randn(BATCHES, samples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    place = torch.searchsorted(ETA, eta).clamp(1, len(ETA) - 1)
+    return place, ((eta - ETA[place - 1]) / (ETA[place] - ETA[place - 1])).clamp(0, 1)
 
 
 def batch(level: Tensor, samples: int) -> tuple[float, float]:
@@ -46,13 +48,18 @@ def batch(level: Tensor, samples: int) -> tuple[float, float]:
         level: ln(amplitude) at the nodes of `amplitude.ETA`.
         samples: n.
     """
+    return _batch(tuple(level.tolist()), samples)
+
+
+@lru_cache(maxsize=1024)
+def _batch(level: tuple[float, ...], samples: int) -> tuple[float, float]:
+    """`batch`; many tensors of a step have the amplitude of one that came before."""
     count = min(samples, MOST_SAMPLES)
-    eta = _scores(count)
-    place = torch.searchsorted(ETA, eta).clamp(1, len(ETA) - 1)
-    share = ((eta - ETA[place - 1]) / (ETA[place] - ETA[place - 1])).clamp(0, 1)
-    drawn = 2 * (level[place - 1] * (1 - share) + level[place] * share)
+    place, share = _scores(count)
+    nodes = torch.tensor(level, dtype=torch.float64)
+    drawn = 2 * torch.lerp(nodes[place - 1], nodes[place], share)
     logs = torch.logsumexp(drawn, 1) - math.log(count)
-    everyone = torch.logsumexp(drawn.reshape(-1), 0) - math.log(drawn.numel())
+    everyone = torch.logsumexp(logs, 0) - math.log(len(logs))
     rest = count / samples  # what one batch of the most samples leaves to the mean of several
     return float(logs.mean() - everyone) * rest, float(logs.var()) * rest
 

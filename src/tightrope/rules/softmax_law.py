@@ -20,6 +20,8 @@ from tightrope.rules.state import DTYPE, State
 
 BUDGET = 1 << 22
 """Numbers that are drawn: the draws of a position times its classes times the positions."""
+CACHED = 1 << 16
+"""Numbers that are worked on at once: half a MiB, which stays in a processor's cache."""
 MOST_DRAWS, LEAST_DRAWS = 16384, 16
 QUASI_DIMENSIONS = 1024
 """Most dimensions for which draws are spread evenly (Sobol) and not at random."""
@@ -67,45 +69,56 @@ def softmax_law(logits: State, chosen: Callable[[int, slice], Tensor | None]) ->
         present = [there and i == sizes.index(max(sizes)) for i, there in enumerate(present)]
     moments = _Moments(present)
     target = chosen(draws, sampled)
-    for weight, batch in _batches(logits, fields, classes, draws, moments.partners):
-        moments.add(weight, batch, fields[0], target)
+    for weight, where, batch in _batches(logits, fields, classes, draws, moments.partners):
+        moments.add(weight, where, batch, fields[0][where], None if target is None else target[:, where])
     return moments.result(logits, lead if step == 1 else (1,) * len(lead), alike, sampled)
 
 
-def _batches(
-    logits: State, fields: list[Tensor], classes: int, draws: int, partners: list[str]
-) -> Iterator[tuple[float, list[Tensor]]]:
+Batch = tuple[float, slice, list[Tensor]]
+"""The share of these draws, the positions that they are of, and the draws with their partners."""
+
+
+def _batches(logits: State, fields: list[Tensor], classes: int, draws: int, partners: list[str]) -> Iterator[Batch]:
     """Draws of the logits, (draw, position, class), and of partners that share a part of them; with weights."""
     generator = torch.Generator().manual_seed(20260102)
 
     def noise(rows: int) -> Tensor:
-        half = _normal(draws // 2, rows * classes, generator).reshape(-1, rows, classes)
-        return torch.cat([half, -half])
+        return _normal(draws // 2, rows * classes, generator).reshape(-1, rows, classes)
 
     mean, *parts = fields
     count = len(mean)
     if logits.covariance is not None:
-        yield from _correlated(logits, noise)
+        yield from _correlated(logits, lambda rows: _both(noise(rows)))
         return
     scales = [part.clamp(min=0).sqrt() for part in parts]
     rows = (1, 1, count, count)
+    there = [bool((s != 0).any()) for s in scales]
 
     def fresh() -> list[Tensor | None]:
-        return [noise(r) if bool((s != 0).any()) else None for r, s in zip(rows, scales, strict=True)]
+        return [noise(r) if drawn else None for r, drawn in zip(rows, there, strict=True)]
 
-    def summed(terms: list[Tensor | None]) -> Tensor:
-        total = mean.expand(count, classes).unsqueeze(0)
-        for term, scale in zip(terms, scales, strict=True):
-            total = total if term is None else total + term * scale
-        return total.expand(draws, count, classes)
-
-    first = fresh()
-    batch = [summed(first)]
+    sets = [fresh()]
     for name in partners:
-        again = fresh()
-        held = _SHARED[name]
-        batch.append(summed([first[i] if i + 1 in held else again[i] for i in range(4)]))
-    yield 1.0, batch
+        again, held = fresh(), _SHARED[name]
+        sets.append([sets[0][i] if i + 1 in held else again[i] for i in range(4)])
+
+    def summed(terms: list[Tensor | None], where: slice) -> Tensor:
+        centre = mean[where].expand(-1, classes)
+        total = torch.zeros_like(centre).expand(draws // 2, *centre.shape)
+        for term, scale in zip(terms, scales, strict=True):
+            if term is not None:
+                total = total + (term if term.shape[1] == 1 else term[:, where]) * scale[where]
+        return torch.cat([centre + total, centre - total])
+
+    step = max(1, CACHED // (draws * classes))
+    for first in range(0, count, step):
+        where = slice(first, min(first + step, count))
+        yield 1.0, where, [summed(terms, where) for terms in sets]
+
+
+def _both(half: Tensor) -> Tensor:
+    """Draws and their opposites."""
+    return torch.cat([half, -half])
 
 
 def _normal(draws: int, dimensions: int, generator: torch.Generator) -> Tensor:
@@ -120,7 +133,7 @@ def _normal(draws: int, dimensions: int, generator: torch.Generator) -> Tensor:
     return quantiles
 
 
-def _correlated(logits: State, noise: Callable[[int], Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
+def _correlated(logits: State, noise: Callable[[int], Tensor]) -> Iterator[Batch]:
     """Draws where classes vary together, sample amplitude by sample amplitude."""
     assert logits.covariance is not None
     mean = logits.mean.expand(logits.shape).reshape(-1)
@@ -132,7 +145,7 @@ def _correlated(logits: State, noise: Callable[[int], Tensor]) -> Iterator[tuple
     values, vectors = torch.linalg.eigh(within)
     root = vectors * values.clamp(min=0).sqrt()
     for share, factor in zip(shares, loud, strict=True):
-        yield float(share), [factor * (inner + noise(1) @ root.T)]
+        yield float(share), slice(None), [factor * (inner + noise(1) @ root.T)]
 
 
 class _Moments:
@@ -142,17 +155,26 @@ class _Moments:
         names = [name for name, there in zip(COMPONENTS, present, strict=True) if there]
         self.only = names[0] if len(names) == 1 else None
         self.partners = [] if len(names) <= 1 else ["constant", "site", "sample"]
-        self.sums: dict[str, Tensor | float] = {}
+        self._parts: dict[int, dict[str, Tensor]] = {}
+        self._first = 0
 
-    def add(self, weight: float, batch: list[Tensor], mean: Tensor, target: Tensor | None) -> None:
-        """Count draws; `weight` is their share, `mean` the map that they scatter about."""
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """The moments of all positions."""
+        tables = [self._parts[first] for first in sorted(self._parts)]
+        return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
+
+    def add(self, weight: float, where: slice, batch: list[Tensor], mean: Tensor, target: Tensor | None) -> None:
+        """Count draws of the positions at `where`; `weight` is their share, `mean` the map that they scatter about."""
+        self._first = where.start or 0
         first = None
         for name, z in zip(["", *self.partners], batch, strict=True):
             partition = z.logsumexp(-1, keepdim=True)
             p = (z - partition).exp()
             loss = partition.squeeze(-1)
             if target is not None:
-                loss = loss - (z - mean).gather(-1, target.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+                place = target.clamp(min=0).unsqueeze(-1)
+                loss = loss - (z.gather(-1, place) - mean.expand(z.shape).gather(-1, place)).squeeze(-1)
                 target = target.roll(1, 0)  # a partner is another sample: it has another target
             if first is None:
                 first = (p, loss)
@@ -166,7 +188,8 @@ class _Moments:
                 self._sum("l" + name, ((loss - loss.mean(0)) * (first[1] - first[1].mean(0))).mean(0))
 
     def _sum(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + value
+        table = self._parts.setdefault(self._first, {})
+        table[name] = table[name] + value if name in table else value
 
     def _levels(self, mean: Tensor, total: Tensor, shared: Callable[[str], Tensor]) -> tuple[Tensor, ...]:
         none = torch.zeros_like(total)
@@ -180,7 +203,7 @@ class _Moments:
 
     def result(self, logits: State, lead: tuple[int, ...], alike: bool, sampled: slice) -> Softmax:
         """The moments in the shape of the logits' state."""
-        sums = {name: torch.as_tensor(value) for name, value in self.sums.items()}
+        sums = self.sums
 
         def settle(x: Tensor) -> Tensor:
             x = x if lead == () or len(x) == math.prod(lead) else x.mean(0, keepdim=True)

@@ -23,7 +23,7 @@ References  Zhang, Bengio, Hardt, Recht, Vinyals (2017), Understanding deep lear
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,11 @@ def judge(history: History, batches: Batches) -> Iterator[Finding]:
         return
     for target in batches.targets:
         end = _end(history, target)
-        if target.made or end is None or _repeated(target):
+        if target.made or end is None or end <= min(MEMORISED, LEARNT) or _repeated(target):
             continue
-        tests = [(seen, _count(s)) for s in batches.inputs if (seen := _test(s, target)) is not None]
-        if not tests or any(seen.z >= CHANCE or seen.power < POWER or seen.samples < SAMPLES for seen, _ in tests):
-            continue
+        tests = _independent(batches.inputs, target)
         again = any(seen.samples < ONCE * count for seen, count in tests)
-        if end > (MEMORISED if again else LEARNT):
+        if tests and end > (MEMORISED if again else LEARNT):
             yield _finding(target, tests[0][0], end)
 
 
@@ -74,6 +72,19 @@ def _finding(target: Stream, seen: Dependence, end: float) -> Finding:
             Evidence("samples", float(seen.samples)),
         ),
     )  # fmt: skip
+
+
+def _independent(inputs: Sequence[Stream], target: Stream) -> list[tuple[Dependence, int]]:
+    """The tests of all inputs and how many samples each has; none where a test sees a dependence, or could not."""
+    tests = []
+    for stream in inputs:
+        seen = _test(stream, target)
+        if seen is None:
+            continue
+        if seen.z >= CHANCE or seen.power < POWER or seen.samples < SAMPLES:
+            return []
+        tests.append((seen, _count(stream)))
+    return tests
 
 
 def _test(stream: Stream, target: Stream) -> Dependence | None:
