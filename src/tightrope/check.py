@@ -64,7 +64,8 @@ def study(
 
     def again() -> float:
         torch.set_rng_state(chance)  # the same units are dropped
-        return float(scalar(model(*args, **kwargs), with_target))
+        with torch.enable_grad():  # a model without a loss of its own is told by what asks for a gradient
+            return float(scalar(model(*args, **kwargs), with_target).detach())
 
     def on_backward(tape: Tape) -> None:
         found.append(meter.measurement(tape))

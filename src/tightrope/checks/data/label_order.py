@@ -35,7 +35,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import RECURRENT
 
 STAGE = "run"
-EXPLAINS = ("correlated-batch", "tiny-batch-norm", "train-eval-mismatch", *AFTERMATH)
+EXPLAINS = ("tiny-batch-norm", "train-eval-mismatch", *AFTERMATH)
 REMEDIES = ("shuffle",)
 
 LARGE = 0.5  # from here on more of the labels' variance lies between batches than within
