@@ -254,3 +254,36 @@ def test_autocast_at_unit_scale(judge: Judge) -> None:
                 return self.inner(x)
 
     assert judge("half-precision-overflow", Autocast(), batch(), loss) == []
+
+
+# -- logarithms that training brings to zero ---------------------------------------------------------
+
+
+def _binary(p: Tensor, y: Tensor) -> Tensor:
+    return -(y * torch.log(p) + (1 - y) * torch.log(1 - p)).mean()
+
+
+def _guarded(p: Tensor, y: Tensor) -> Tensor:
+    return -(y * torch.log(p + 1e-8) + (1 - y) * torch.log(1 - p + 1e-8)).mean()
+
+
+def _hot(scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda o, y: -(F.one_hot(y, o.shape[1]) * torch.log(torch.softmax(scale * o, 1))).sum(1).mean()
+
+
+def test_labels_of_zero_times_a_logarithm_that_rounds(judge: Judge) -> None:
+    """1 - p rounds to 0 at a score of 16.6, which a sure classifier reaches; p itself at 103, which it does not."""
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 8), (torch.arange(64) % 2)[:, None].float()
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1), nn.Sigmoid())
+    found = judge("naive-log", model, (x, y), _binary)
+    assert [f.severity for f in found] == [Severity.ADVICE, Severity.WARNING]
+    assert judge("naive-log", model, (x, y), _guarded) == []
+
+
+@pytest.mark.parametrize(("scale", "severity"), [(1.0, Severity.ADVICE), (40.0, Severity.WARNING)])
+def test_one_hot_times_the_logarithm_of_a_softmax(judge: Judge, scale: float, severity: Severity) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 5))
+    (found,) = judge("naive-log", model, (torch.randn(64, 8), torch.arange(64) % 5), _hot(scale))
+    assert found.severity is severity

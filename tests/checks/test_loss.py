@@ -155,3 +155,44 @@ def test_cosines_over_a_temperature_start_where_it_says(judge: Judge, scale: flo
     for loss in (classify, contrast):
         assert judge("loss-at-init", body(), batch(), loss) == []
     assert judge("loss-at-init", body(), batch(), lambda out, y: F.cross_entropy(2 * scale * out, y))
+
+
+class _Paired(nn.Module):
+    """Cosines of two views times the exponential of a parameter, which multiplies one side before the product."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.one, self.other, self.form = nn.Linear(16, 24), nn.Linear(16, 24), form
+        self.log_scale = nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = F.normalize(self.one(x), dim=-1), F.normalize(self.other(x), dim=-1)
+        if self.form == "before":
+            return self.log_scale.exp() * a @ b.t()
+        if self.form == "below":
+            return a @ b.t() / (-self.log_scale).exp()
+        if self.form == "masked":
+            return (self.log_scale.exp() * (a @ b.t())).masked_fill(torch.eye(64).bool().roll(1, 0), -1e4)
+        cosine = a @ b.t()
+        turned = cosine * 0.88 - (1 - cosine.pow(2)).clamp(min=0).sqrt() * 0.48
+        return self.log_scale.exp() * torch.where(torch.eye(64).bool(), turned, cosine)
+
+
+@pytest.mark.parametrize("form", ["before", "below", "masked", "margin"])
+def test_cosines_over_a_learned_temperature(judge: Judge, form: str) -> None:
+    torch.manual_seed(0)
+    data = (torch.randn(64, 16), torch.arange(64))
+    model = _Paired(form)
+    assert F.cross_entropy(model(data[0]), data[1]).item() > 10
+    assert judge("loss-at-init", model, data) == []
+
+
+def test_unbounded_scores_times_a_parameter(judge: Judge) -> None:
+    """The same scale on products of rows of any length says nothing about where the loss starts."""
+    torch.manual_seed(0)
+
+    class Plain(_Paired):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.log_scale.exp() * self.one(x) @ self.other(x).t()
+
+    assert judge("loss-at-init", Plain("plain"), (torch.randn(64, 16), torch.arange(64)))

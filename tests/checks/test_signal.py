@@ -212,3 +212,21 @@ class _Apply(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.function(z)
+
+
+class _Turned(nn.Module):
+    """Time-first data that are turned and flattened into a plain net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = stack(3, nn.Tanh, 2.0, width=60)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.transpose(0, 1).reshape(x.shape[1], -1))
+
+
+@pytest.mark.parametrize(("time", "samples"), [(10, 32), (10, 40), (10, 7)])
+def test_samples_in_the_second_dimension(judge: Judge, time: int, samples: int) -> None:
+    torch.manual_seed(0)
+    data = (torch.randn(time, samples, 60 // time), torch.arange(samples) % 4)
+    assert judge("vanishing-signal", _Turned(), data) == []

@@ -171,7 +171,8 @@ def test_the_floor_is_what_the_best_output_reaches(judge: Judge) -> None:
         (body(), torch.randn(N, 1), F.mse_loss),
         (body(nn.Tanh()), 3 * torch.randn(N, 1), lambda o, y: F.mse_loss(5 * o, y)),
         (body(nn.Sigmoid(), out=5), hot(5), F.mse_loss),
-        (body(nn.ReLU(), out=5), classes(5), F.cross_entropy),
+        (body(nn.Softplus(), out=5), classes(5), F.cross_entropy),
+        (body(nn.LeakyReLU(), out=5), classes(5), F.cross_entropy),
         (body(nn.Tanh(), out=5), classes(5), lambda o, y: F.cross_entropy(10 * o, y)),
         (body(), 0.7 + 0.5 * torch.rand(N, 1), F.binary_cross_entropy_with_logits),
     ],
@@ -285,3 +286,94 @@ def test_classes_that_are_not_rare(judge: Judge, share: float) -> None:
     x, y = rare(0.02, 16)
     assert judge("last-layer-init", body(), (x, y), F.binary_cross_entropy_with_logits) == []
     assert judge("last-layer-init", body(out=10), (inputs(), classes(10))) == []
+
+
+# -- rows of probabilities that do not sum to one ----------------------------------------------------
+
+
+def _soft(o: Tensor, y: Tensor) -> Tensor:
+    return -(y * F.log_softmax(o, 1)).sum(1).mean()
+
+
+def _mixed(o: Tensor, y: Tensor) -> Tensor:
+    """Two soft labels with weights that add up to one."""
+    return F.cross_entropy(o, 0.3 * y) + F.cross_entropy(o, 0.7 * y.roll(1, 0))
+
+
+def _divergence(o: Tensor, y: Tensor) -> Tensor:
+    return F.kl_div(F.log_softmax(o, 1), y, reduction="batchmean")
+
+
+@pytest.mark.parametrize(
+    ("target", "loss", "severity"),
+    [
+        (90 * hot(5) + 2, F.cross_entropy, Severity.FAULT),
+        (100 * torch.rand(N, 5) + 5, _soft, Severity.FAULT),
+        (95 * hot(5) + 1, _divergence, Severity.FAULT),
+        (0.5 * hot(5), F.cross_entropy, Severity.WARNING),
+        (0.9 * hot(5) + 0.1, F.cross_entropy, Severity.WARNING),
+    ],
+)
+def test_probabilities_that_do_not_sum_to_one(judge: Judge, target: Tensor, loss: Loss, severity: Severity) -> None:
+    (found,) = judge("label-mismatch", body(out=5), (inputs(), target), loss)
+    assert found.severity is severity
+    assert found.evidence[0].measured == pytest.approx(float(target.sum(1).median()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("target", "loss"),
+    [
+        (0.9 * hot(5) + 0.02, F.cross_entropy),
+        (0.9 * hot(5) + 0.1 / 4, F.cross_entropy),
+        (hot(5) * torch.rand(N, 1) * 20, _soft),
+        (hot(5) * (torch.arange(N) % 3 > 0)[:, None], F.cross_entropy),
+        (hot(5), _mixed),
+        (0.5 * hot(5), _soft),
+        (torch.softmax(torch.randn(N, 5), 1), _divergence),
+    ],
+)
+def test_smoothed_weighted_masked_and_mixed_labels(judge: Judge, target: Tensor, loss: Loss) -> None:
+    assert judge("label-mismatch", body(out=5), (inputs(), target), loss) == []
+
+
+# -- rectified class scores ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("last", "loss"),
+    [
+        (nn.ReLU(), F.cross_entropy),
+        (nn.ReLU6(), F.cross_entropy),
+        (nn.Sequential(nn.ReLU(), nn.LogSoftmax(1)), F.nll_loss),
+        (nn.Identity(), lambda o, y: F.cross_entropy(o.clamp(min=0), y)),
+        (nn.ReLU(), lambda o, y: -torch.log(torch.softmax(o, 1)[ROWS, y] + 1e-9).mean()),
+    ],
+)
+def test_class_scores_that_are_cut(judge: Judge, last: nn.Module, loss: Loss) -> None:
+    torch.manual_seed(0)
+    found = judge("target-outside-head-range", body(last, out=10), (inputs(), classes(10)), loss)
+    assert len(found) == 1
+    assert found[0].evidence[0].measured > 0.3
+
+
+def test_a_class_without_a_gradient_is_a_fault(judge: Judge) -> None:
+    model = body(nn.ReLU(), out=10)
+    with torch.no_grad():
+        model[2].bias[3] = -10.0  # type: ignore[union-attr, operator]
+    (found,) = judge("target-outside-head-range", model, (inputs(), classes(10)), F.cross_entropy)
+    assert found.severity is Severity.FAULT
+
+
+def test_a_rectified_logit_of_two_classes(judge: Judge) -> None:
+    target = (classes(2)[:, None]).float()
+    model = body(nn.ReLU(), nn.Sigmoid())
+    (found,) = judge("target-outside-head-range", model, (inputs(), target), F.binary_cross_entropy)
+    assert found.severity is Severity.FAULT
+    healthy = lambda o, y: F.binary_cross_entropy(o.clamp(1e-6, 1 - 1e-6), y)  # noqa: E731
+    assert judge("target-outside-head-range", body(nn.Sigmoid()), (inputs(), target), healthy) == []
+
+
+def test_rectified_maps_that_are_pooled_into_scores(judge: Judge) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 10, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    data = (torch.randn(N, 1, 8, 8), classes(10))
+    assert judge("target-outside-head-range", model, data, F.cross_entropy) == []

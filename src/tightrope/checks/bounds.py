@@ -23,6 +23,8 @@ RANGES: dict[str, Interval] = {
 }  # fmt: skip
 """What an operation's results lie between."""
 _NORMS = frozenset(("norm", "linalg_vector_norm", "vector_norm"))
+_CHOICES = frozenset(("where", "masked_fill"))
+_CLIPS = frozenset(("clamp", "clamp_min", "clamp_max", "hardtanh", "relu", "relu6"))
 _PRODUCTS = frozenset(("matmul", "mm", "bmm", "einsum", "linear"))
 _AVERAGES = frozenset(("mean", "amax", "max", "amin", "min", "dropout"))
 _FEW = 1 << 22  # elements of data whose lengths are looked at
@@ -57,29 +59,31 @@ class Bounds:
         return self._call(entry, depth - 1)
 
     def _call(self, entry: Entry, depth: int) -> Interval:
-        fixed = head_range(entry)
+        fixed = None if entry.op in ("square", "sqrt") else head_range(entry)
         if fixed is not None:
-            return fixed
-        if entry.op == "pow":
-            exponent = entry.argument(1, "exponent")
-            return (0.0, math.inf) if isinstance(exponent, (int, float)) and exponent % 2 == 0 else REAL
+            low, high = self.of(entry.inputs[0], depth) if entry.op in _CLIPS else fixed
+            return min(max(low, fixed[0]), fixed[1]), min(max(high, fixed[0]), fixed[1])
+        if entry.op in ("pow", "square", "sqrt"):
+            return self._power(entry, depth)
         if entry.op in VIEWS | _AVERAGES:
             return self.of(entry.inputs[0], depth)
         if entry.op == "neg":
             low, high = self.of(entry.inputs[0], depth)
             return -high, -low
-        if entry.op in JOINS:
-            ends = [self.of(i, depth) for i in entry.inputs]
+        if entry.op in JOINS | _CHOICES:
+            ends = [self._side(item, depth) for item in self._parts(entry)]
             return min(low for low, _ in ends), max(high for _, high in ends)
         if entry.op == "sum":
             product = self.made.get(entry.inputs[0])
-            if product is not None and product.op == "mul" and all(self._unit(i) for i in product.inputs):
-                return -1.0, 1.0
+            if product is not None and product.op == "mul":
+                reach = math.prod(self._length(i, depth) for i in product.inputs)
+                if math.isfinite(reach):
+                    return -reach, reach
             low, high = self.of(entry.inputs[0], depth)
             return (0.0 if low >= 0 else -math.inf, 0.0 if high <= 0 else math.inf)
         if entry.op in _PRODUCTS:
-            pair = [i for i in entry.inputs if isinstance(i, int)][:2]
-            return (-1.0, 1.0) if len(pair) == 2 and all(self._unit(i) for i in pair) else REAL
+            reach = math.prod(self._length(i, depth) for i in entry.inputs[:2]) if len(entry.inputs) == 2 else math.inf
+            return (-reach, reach) if math.isfinite(reach) else REAL
         if entry.op in ("add", "sub", "rsub", "mul", "div", "rdiv") and "alpha" not in entry.kwargs:
             return self._arithmetic(entry, depth)
         return REAL
@@ -119,6 +123,43 @@ class Bounds:
             return top is not None and top.op == "exp" and top.inputs[0] == entry.inputs[0]
         same = top is not None and origin(self.made, top.inputs[0]) == origin(self.made, entry.inputs[0])
         return top is not None and top.op in ("max", "amax", "logsumexp", "cummax") and same
+
+    def _parts(self, entry: Entry) -> list[object]:
+        """What the elements of a join, or of a choice between two tensors, come from."""
+        if entry.op == "where":
+            return list(entry.args[1:3])
+        return (
+            list(entry.args[:1]) + list(entry.args[2:3]) if entry.op == "masked_fill" else list(map(Ref, entry.inputs))
+        )
+
+    def _power(self, entry: Entry, depth: int) -> Interval:
+        low, high = self.of(entry.inputs[0], depth)
+        if entry.op == "sqrt":
+            return math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0))
+        exponent = 2 if entry.op == "square" else entry.argument(1, "exponent")
+        if not isinstance(exponent, (int, float)) or exponent % 2:
+            return REAL
+        return 0.0, max(abs(low), abs(high)) ** 2 if exponent == 2 else math.inf
+
+    def _length(self, number: int, depth: int) -> float:
+        """The longest that a row may be: 1 behind a normalisation, times the factors since; else infinity."""
+        if depth == 0:
+            return math.inf
+        if self._unit(number):
+            return 1.0
+        entry = self.made.get(origin(self.made, number))
+        if entry is None or entry.op not in ("mul", "div") or len(entry.args) < 2:
+            return math.inf
+        for rows, factor in (entry.args[:2], entry.args[1::-1]):
+            single = not isinstance(factor, Ref) or math.prod(self.tape.values[factor.id].shape) == 1
+            if not isinstance(rows, Ref) or not single:
+                continue
+            low, high = self._side(factor, depth - 1)
+            length = self._length(rows.id, depth - 1)
+            if entry.op == "mul":
+                return length * max(abs(low), abs(high))
+            return length / min(abs(low), abs(high)) if low * high > 0 else math.inf
+        return math.inf
 
     def _unit(self, number: int) -> bool:
         """Whether the rows, or the columns, of a value have length 1: it was divided by its norm, here or before."""

@@ -53,6 +53,9 @@ def fix_labels(study: Study, finding: Finding) -> Remedy | None:
         title, patch = "Code the labels 0 and 1 as -1 and +1", "target = 2 * target - 1"
     elif term.kind in ("cross_entropy", "soft") and low < 0:
         title, patch = "Hand the loss probabilities", "target = torch.softmax(target, -1)"
+    elif term.kind in ("cross_entropy", "soft", "kl") and finding.evidence[0].quantity == "sum of a row of the target":
+        dim = 1 if term.kind == "cross_entropy" else -1
+        title, patch = "Let the probabilities of a row sum to 1", f"target = target / target.sum({dim}, keepdim=True)"
     elif term.kind in ("cross_entropy", "soft"):
         title = "Use one binary cross-entropy a label"
         patch = "loss = torch.nn.functional.binary_cross_entropy_with_logits(scores, target)"

@@ -2,12 +2,14 @@
 
 Law       binary cross-entropy -y s + ln(1 + e^s) of a label y outside [0, 1] has slope of one sign in s: it falls
           without end. Cross-entropy against probabilities t has gradient (sum t) softmax(z) - t, and a minimum with
-          sum t = 1 alone; with two ones in a row both cannot be had. max(0, 1 - y s) with y = 0 is 1 whatever s. A
-          squared error of K scores against one class number has the number as the minimum of every score.
+          sum t = 1 alone: rows that sum to S multiply loss and gradient by S; with two ones in a row both cannot be
+          had. max(0, 1 - y s) with y = 0 is 1 whatever s. A squared error of K scores against one class number has the
+          number as the minimum of every score.
 Evidence  the labels' own numbers: smallest and largest, whole or not, the sums of their rows.
 Verdict   `fault` for whole numbers outside {0, 1} under binary cross-entropy, for negative probabilities, for a zero
-          under a loss that reads -1 and +1, and for class numbers that are stretched over K scores; `warning` for rows
-          of several ones under a softmax; `advice` for a squared error of a softmax's result.
+          under a loss that reads -1 and +1, for class numbers that are stretched over K scores, and for probabilities
+          of which every row sums to 10 or more (per cent, counts); `warning` for rows that all sum to one other number
+          than 1, and for rows of several ones under a softmax; `advice` for a squared error of a softmax's result.
 Remedy    the line that recodes the labels (`fix-labels`).
 Limits    whole numbers under a squared error of one output may be an ordinal scale and pass; so do smoothed, mixed and
           one-hot labels, rows of zeros (masked), and labels of one class alone (contrastive losses put it first).
@@ -38,6 +40,9 @@ REMEDIES = ("fix-labels",)
 
 ROUNDING = 1e-3  # of a label in half precision
 SEVERAL = 1.5  # sum of a row that has more than one label: half way between one and two
+FEW = 8  # rows: fewer show no rule
+MANY = 10.0  # times the gradient: above a rate that is ten times too high no step is stable that was half way so
+WEIGHT = 0.1  # of 1: smoothing that is spread over the wrong number of classes stays within it
 SHARE = 0.1  # of the rows: fewer may be mistakes of single labels
 
 
@@ -52,7 +57,7 @@ def judge(study: Study) -> Iterator[Finding]:
         found = None
         if term.kind in ("bce", "bce_logits"):
             found = _binary(study, term, target)
-        elif term.kind in ("cross_entropy", "soft"):
+        elif term.kind in ("cross_entropy", "soft", "kl"):
             found = _probabilities(study, term, target)
         elif term.kind == "hinge":
             found = _signed(study, term, target)
@@ -78,7 +83,7 @@ def _binary(study: Study, term: LossTerm, target: Tensor) -> Finding | None:
 
 def _probabilities(study: Study, term: LossTerm, target: Tensor) -> Finding | None:
     shape = study.tape.values[term.scores].shape
-    dim = -1 if term.kind == "soft" else 1
+    dim = 1 if term.kind == "cross_entropy" else -1
     if not target.is_floating_point() or tuple(target.shape) != shape or len(shape) < 2 or shape[dim] < 2:
         return None
     low, high = _ends(target)
@@ -87,14 +92,37 @@ def _probabilities(study: Study, term: LossTerm, target: Tensor) -> Finding | No
         fact = f"the labels lie in [{low:.3g}, {high:.3g}], {_loss(term)} reads probabilities"
         return _finding(study, Severity.FAULT, term.entry, fact, evidence)
     sums = target.double().sum(dim)
-    share = float((sums > SEVERAL).double().mean())
     binary = bool(((target == 0) | (target == 1)).all())
-    if not binary or share <= SHARE or low < 0:
+    off = _scaled(study, term, sums[sums != 0]) if low >= 0 and not binary else None
+    if off is not None:
+        return off
+    share = float((sums > SEVERAL).double().mean())
+    if not binary or term.kind == "kl" or share <= SHARE or low < 0:
         return None
     most = float(sums.max())
     evidence = (Evidence("share of rows with several labels", share, 0.0), Evidence("most labels of a row", most, 1.0))
     fact = f"{share:.0%} of the rows have several labels, up to {most:.0f}: a softmax has one probability to share out"
     return _finding(study, Severity.WARNING, term.entry, fact, evidence)
+
+
+def _scaled(study: Study, term: LossTerm, sums: Tensor) -> Finding | None:
+    """Probabilities that all sum to one other number than 1; per cent, or counts."""
+    if len(sums) < FEW:
+        return None
+    low, high = _ends(sums)
+    middle = float(sums.median())
+    others = sum(t.kind in ("cross_entropy", "soft", "kl") for t in loss_terms(study.tape)) > 1
+    alike = high - low <= ROUNDING * high and term.kind == "cross_entropy" and not others
+    if low < MANY and not (alike and abs(high - 1) > WEIGHT):
+        return None
+    evidence = (
+        Evidence("sum of a row of the target", middle, 1.0),
+        Evidence("smallest sum", low, 1.0),
+        Evidence("largest sum", high, 1.0),
+    )
+    fact = f"the rows of the target sum to {middle:.3g}, {_loss(term)} reads probabilities: its gradient is "
+    severity = Severity.FAULT if low >= MANY else Severity.WARNING
+    return _finding(study, severity, term.entry, f"{fact}{middle:.3g} times what it should be", evidence)
 
 
 def _signed(study: Study, term: LossTerm, target: Tensor) -> Finding | None:

@@ -6,7 +6,8 @@ Evidence  at each tensor that the whole signal passes: std over samples (and sit
           std of the first layer's output; measured, beside the same from the predicted law.
 Verdict   `fault` where that share falls below 0.3 %, or the std below 1e-4 of where it started.
 Remedy    solve every weight scale from the laws (`initialize`); a normaliser or a skip keeps it for any scale.
-Limits    tensors inside a residual branch are not judged: the skip carries the signal past them.
+Limits    tensors inside a residual branch are not judged: the skip carries the signal past them. Nor are tensors of
+          which no dimension is known to hold the samples (time-first data that a view turns).
 References  Poole et al. (2016), Exponential expressivity in deep neural networks through transient chaos, NeurIPS;
           Schoenholz et al. (2017), Deep information propagation, ICLR.
 """
@@ -50,7 +51,9 @@ def judge(study: Study) -> Iterator[Finding]:
 
 def _judged(study: Study, cut: Cut) -> bool:
     law = study.measurement.laws.get(cut.value)
-    return law is not None and law.finite and len(study.tape.values[cut.value].shape) > 1
+    if law is None or not law.finite or len(study.tape.values[cut.value].shape) < 2:
+        return False
+    return law.signal > 0 or law.site == 0  # else its samples stand in a dimension that was taken for sites
 
 
 def _finding(study: Study, passed: list[Cut], cut: Cut, start: Law, law: Law) -> Finding:
