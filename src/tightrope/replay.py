@@ -75,15 +75,14 @@ class Replay:
 
     def _run(self, training: bool | None) -> Tape | None:
         modules = {call.module for call in self.calls}
-        if not all(map(_repeatable, modules)) or not all(call.unchanged for call in self.calls):
+        if not all(map(repeatable, modules)) or not all(call.unchanged for call in self.calls):
             return None
         recorder = Recorder(None, roots=self.roots)
         with ExitStack() as context:
             context.enter_context(undisturbed())
             context.enter_context(force_eager())
             for module in modules:
-                context.enter_context(preserved(module))
-                context.enter_context(_attributes(module))
+                context.enter_context(held(module))
                 for part in module.modules() if training is not None else ():
                     part.training = bool(training)
             for stream in (contextlib.redirect_stdout, contextlib.redirect_stderr):
@@ -95,7 +94,7 @@ class Replay:
         return recorder.tape
 
 
-def _repeatable(module: nn.Module) -> bool:
+def repeatable(module: nn.Module) -> bool:
     """Whether nothing that cannot be put back is known to happen when a module is called."""
     tables: list[dict[int, Any]] = [hooks._global_forward_hooks, hooks._global_forward_pre_hooks]
     for part in module.modules():
@@ -117,6 +116,17 @@ def _writes_globals(kind: type) -> bool:
     functions = [f for _, f in inspect.getmembers(kind, inspect.isfunction) if isinstance(f, FunctionType)]
     own = [f for f in functions if _origin(f) != "torch" and f.__name__ != "__init__"]
     return any(i.opname in ("STORE_GLOBAL", "STORE_DEREF") for f in own for i in dis.get_instructions(f))
+
+
+@contextmanager
+def held(module: nn.Module) -> Iterator[None]:
+    """Leave a module and what it keeps as they were found.
+
+    Raises:
+        TypeError: an attribute cannot be put back.
+    """
+    with preserved(module), _attributes(module):
+        yield
 
 
 @contextmanager
@@ -208,4 +218,4 @@ def _refill(owner: Any, content: Any, some: bool) -> Callable[[], None]:
     return act
 
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "held", "repeatable"]

@@ -112,9 +112,12 @@ def _watched(body: Callable[[], Outcome], watcher: Watcher, name: str, command: 
     watcher.notes += watcher.repair.failed
     before, after = _parted(watcher)
 
+    last = watcher.repaired[-1] if after else 0
+
     def report(passes: Sequence[Pass]) -> Report:
+        caught = [f for f in watcher.caught if (f.step > last) == (passes is after or not after)]
         passes = _widest_first(passes)
-        findings = merge([finding for p in passes for finding in p.findings])
+        findings = merge([*(finding for p in passes for finding in p.findings), *caught])
         facts = {"command": command, "seconds": watcher.seconds, "notes": tuple(dict.fromkeys(watcher.notes))}
         return make_report([p.study for p in passes], title=name, findings=findings, **facts)
 

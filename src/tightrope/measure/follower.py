@@ -274,6 +274,11 @@ class Follower:
             known, steps=known.steps + 1, skipped=known.skipped + skipped, scale=scale, clipped_scaled=on_scaled
         )
 
+    @property
+    def scaling(self) -> bool:
+        """Whether a gradient scaler has been at work."""
+        return self._scaling is not None
+
     # -- what was seen ---------------------------------------------------------------------------
 
     def updates(self, recorder: Recorder) -> Updates:

@@ -186,6 +186,8 @@ class ModuleStack:
     def follow_calls_of(self, kind: type[nn.Module]) -> None:
         """Classes that replace `nn.Module.__call__` (Keras layers) run none of torch's hooks: follow them too."""
         owner = next(c for c in kind.__mro__ if "__call__" in c.__dict__)
+        if getattr(owner.__dict__["__call__"], "transparent", False):  # runs torch's hooks all the same
+            return
         if owner is nn.Module or owner in self._calls or owner.__module__.partition(".")[0] == "torch":
             return
         plain = owner.__call__

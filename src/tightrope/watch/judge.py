@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from torch.optim.optimizer import Optimizer
 
-from tightrope.diagnose import diagnose
+from tightrope.diagnose import diagnose, order
 from tightrope.evaluation import Evaluations
-from tightrope.finding import Finding
+from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.batches import gather
 from tightrope.measure.follower import Follower
 from tightrope.measure.measurement import Meter
@@ -22,6 +22,12 @@ from tightrope.tape.loaders import Loaders
 from tightrope.tape.recorder import Recorder
 from tightrope.tape.sampler import Sampler
 from tightrope.tape.tape import Tape
+from tightrope.watch.guard import Guard
+
+NUMERICAL = frozenset((
+    "non-finite", "non-finite-input", "naive-log", "naive-softmax", "half-precision-overflow", "hidden-by-mask",
+))  # fmt: skip
+"""What is asked of a step whose numbers were lost: why they were."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Judge:
 
     Attributes:
         passes: what was studied, oldest first.
+        caught: what was found in steps that were not recorded.
         losses: of each step, by its number.
         restarts: steps whose update remedies took the place of, in order: training begins anew after them.
         seconds: spent so far.
@@ -53,6 +60,7 @@ class Judge:
     loaders: Loaders
     evaluations: Evaluations
     passes: list[Pass] = field(default_factory=list)
+    caught: list[Finding] = field(default_factory=list)
     losses: dict[int, tuple[float, ...]] = field(default_factory=dict)
     restarts: list[int] = field(default_factory=list)
     seconds: float = 0.0
@@ -69,15 +77,65 @@ class Judge:
     def study(self, tape: Tape, recorder: Recorder, meter: Meter, step: int) -> None:
         """Judge a pass while the weights are those that it was made with."""
         begin = time.perf_counter()
+        study = self._study_of(tape, recorder, meter, step)
+        self.passes.append(Pass(study, self._findings(study, ("graph", "batch"))))
+        study.forecast.states.clear()  # large, and of no use once the step is judged
+        self.seconds += time.perf_counter() - begin
+
+    def _study_of(self, tape: Tape, recorder: Recorder, meter: Meter, step: int) -> Study:
         modules, measured = recorder.modules, meter.measurement(tape)
-        study = Study.of(
+        return Study.of(
             forecast(tape), replace(measured, loss=_own_loss(tape, meter, measured.loss)),
             models=Models({modules.paths[root]: root for root in modules.roots}),
             optimizers=Optimizers(tuple(self.optimizers)), step=step, replay=Replay.of(recorder, tape),
         )  # fmt: skip
-        self.passes.append(Pass(study, self._findings(study, ("graph", "batch"))))
-        study.forecast.states.clear()  # large, and of no use once the step is judged
+
+    def examine(self, guard: Guard, step: int, place: str) -> tuple[str, bool] | None:
+        """Find where the numbers of a step that is not recorded were lost, before its update is made.
+
+        Args:
+            guard: has the calls of the step and its loss.
+            step: its number.
+            place: line on which the loss was differentiated.
+
+        Returns:
+            A sentence on it, and whether the operation is known; None where a gradient scaler expects it.
+        """
+        begin, loss = time.perf_counter(), guard.loss
+        what = f"the loss is {loss}" if loss is not None else "a gradient is not finite"
+        made = guard.replay(backward=loss is None)
+        first = self._trace(*made, guard, step) if made is not None else None
         self.seconds += time.perf_counter() - begin
+        if first is not None:
+            return f"At step {step} {what}: {first.summary} ({first.location}).", True
+        if loss is not None and math.isinf(loss) and self.follower.scaling:
+            return None  # a loss times its scale may overflow: the scaler leaves the step out
+        if made is not None:
+            summary = f"the models' outputs and parameters are finite and {what}: it is lost outside the modules"
+            evidence = (Evidence("loss", loss if loss is not None else math.nan),)
+            self.caught.append(Finding("non-finite", Severity.FAULT, "", place, summary, evidence, step=step))
+        return f"At step {step} {what}; the step after it was recorded.", False
+
+    def _trace(self, tape: Tape, recorder: Recorder, meter: Meter, guard: Guard, step: int) -> Finding | None:
+        """Judge calls that were made again because numbers were lost: where they were."""
+        study = self._study_of(tape, recorder, meter, step)
+        found = [f for f in diagnose([study], ("graph", "batch")) if f.check in NUMERICAL]
+        found = order([replace(self._told(f, study, guard), step=step) for f in found])
+        first = next((f for f in found if f.check in ("non-finite", "non-finite-input")), None)
+        self.caught += found if first is not None else []
+        return first
+
+    def _told(self, finding: Finding, study: Study, guard: Guard) -> Finding:
+        """What the guard knows besides: parameters were looked at first, and the last update is remembered."""
+        if finding.check != "non-finite":
+            return finding
+        if finding.index >= 0:
+            return replace(finding, summary=f"{finding.summary}; all inputs and parameters are finite")
+        leaves = {v.name: v.content for v in study.tape.values.values() if v.name is not None}
+        name = finding.summary.removeprefix("parameter ").partition(":")[0]
+        parameters = {n: p for root in study.models.roots.values() for n, p in root.named_parameters()}
+        held = parameters.get(name) if name in parameters else leaves.get(name)
+        return replace(finding, summary=finding.summary + guard.last_update(held))
 
     def of_step(self, step: int) -> list[Pass]:
         """The passes of one step."""

@@ -7,7 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -16,6 +16,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from tightrope.evaluation import Evaluations
+from tightrope.finding import Finding
 from tightrope.isolation import raised_at, undisturbed
 from tightrope.measure.follower import Follower
 from tightrope.measure.measurement import Meter
@@ -24,10 +25,11 @@ from tightrope.tape import stack
 from tightrope.tape.loaders import Loaders
 from tightrope.tape.recorder import Recorder
 from tightrope.tape.sampler import Sampler
-from tightrope.tape.source import locate
+from tightrope.tape.source import UNKNOWN, locate
 from tightrope.tape.steps import Steps
 from tightrope.tape.tape import Tape
 from tightrope.watch import children
+from tightrope.watch.guard import Guard
 from tightrope.watch.judge import Judge, Pass
 from tightrope.watch.mender import Mender
 
@@ -73,13 +75,15 @@ class Watcher:
         self._open = ExitStack()
         self._eager: Any = None
         self._suspended = False
-        self._alarm = False
+        self._alarm = self._compiled = False
         self._signatures: set[tuple[tuple[str, str], ...]] = set()
         self._seen = 0
         self._since = 0  # passes studied before the last update
         self._judge = Judge(
             self.clock.optimizers, self._follower, self._sampler, self._loaders, self._evaluations
         )  # fmt: skip
+        self._guard = Guard()
+        self._backward = UNKNOWN  # where the loss that is not finite was differentiated
         self._mender = Mender(self._judge, self.repair)
         if self.fix and self.record:  # what an update shows is known after the first, what two show after the second
             self.record |= {min(self.record) + 1}
@@ -102,10 +106,12 @@ class Watcher:
         self._sampler.stop()
         self._open.close()
         self._end()
+        self._guard.calls.stop()
 
     def leave_child(self) -> None:
         """In a process that the script forked (a loader's worker) nothing is watched."""
         self.record, self.fix = frozenset(), False
+        self._guard.calls.stop()
         self._sampler.stop()
         self._follower.look(recording=False, glancing=False)
         self._evaluations.disarm()
@@ -120,6 +126,11 @@ class Watcher:
         return self._judge.passes
 
     @property
+    def caught(self) -> list[Finding]:
+        """What was found in steps that were not recorded."""
+        return self._judge.caught
+
+    @property
     def seconds(self) -> float:
         """Time spent on judging, outside the script's own calls."""
         return self._judge.seconds
@@ -132,6 +143,8 @@ class Watcher:
     # -- what `Steps` tells ----------------------------------------------------------------------
 
     def watching(self) -> bool:
+        if self._guard.replaying:
+            return False
         return self._recorder is None or stack.holds(self._recorder) or self._recorder.muted
 
     def on_built(self, optimizer: Optimizer) -> None:
@@ -150,6 +163,7 @@ class Watcher:
 
     def on_clip(self, limit: float, norm: Any) -> None:
         self._follower.clipped(limit, norm)
+        self._guard.clipped(norm)
 
     def on_scaled(self, scaler: Any, *, skipped: bool, unscaled: bool) -> None:
         self._follower.scaled(scaler, skipped=skipped, unscaled=unscaled)
@@ -161,6 +175,9 @@ class Watcher:
         if optimizer is not None:
             with self._aside(), torch.no_grad():
                 self._follower.before_update(optimizer, closure)
+        if self._recorder is None and not self._alarm and self.failure is None:
+            with self._aside():
+                self._test(optimizer if not closure else None)
         # Before the last update of a step no graph is waiting for the weights as they were.
         if last and self._mends and self._mender.replace_update(self.steps + 1):
             return True
@@ -174,7 +191,7 @@ class Watcher:
         return self.fix and self.failure is None
 
     @contextmanager
-    def _resumed(self) -> Iterator[None]:
+    def during_update(self) -> Iterator[None]:
         if self._recorder is None or not self._suspended:
             yield
             return
@@ -183,9 +200,6 @@ class Watcher:
             yield
         finally:
             self._recorder.suspend()
-
-    def during_update(self) -> AbstractContextManager[None]:
-        return self._resumed()
 
     def on_updated(self, optimizer: Optimizer | None) -> None:
         if optimizer is not None:
@@ -201,12 +215,13 @@ class Watcher:
         self._tidy()
         self.steps += 1
         self._sampler.next_step()
+        self._guard.next_step()
         recorded = self.steps + 1 in self.record
         ahead = self._judge.hold_back(self._since, self.steps + 1, recorded=recorded) if late else False
         if self._recorder is not None:
             self._end()
         self._since = len(self.passes)
-        begins = (recorded and not ahead) or self._due()
+        begins = (recorded and not ahead) or self.steps in self.repaired[-1:]  # what became of a repair
         self._follow(begins)
         if begins:
             self._begin()
@@ -214,11 +229,23 @@ class Watcher:
 
     def on_loss(self, value: float) -> None:
         self._judge.note_loss(self.steps + 1, value)
-        if math.isfinite(value) or self._alarm or self._recorder is not None:
+        if not math.isfinite(value) and self._guard.loss is None and self._recorder is None and not self._alarm:
+            self._guard.loss, self._backward = value, locate(sys._getframe(1))
+
+    def _test(self, optimizer: Optimizer | None) -> None:
+        """Before an update of an ordinary step: are the loss and the gradients finite, and if not, since which call?"""
+        if self._guard.loss is None and (optimizer is None or not self._guard.spoilt(optimizer)):
+            return
+        with undisturbed():
+            found = self._judge.examine(self._guard, self.steps + 1, str(self._backward))
+        if found is None:
+            self._guard.loss = None
             return
         self._alarm = True
-        self.notes.append(f"The loss became {value} at step {self.steps + 1}; the step after it was recorded.")
-        self.record |= {self.steps + 2}
+        note, known = found
+        self.notes.append(note)
+        if not known:
+            self.record |= {self.steps + 2}
 
     # -- recording -------------------------------------------------------------------------------
 
@@ -229,14 +256,11 @@ class Watcher:
         near = number <= 2 or number in self.record or number + 1 in self.record
         self._follower.look(recording=begins, glancing=near and self.failure is None)
 
-    def _due(self) -> bool:
-        """After a repair the next step shows what became of it."""
-        return bool(self.repaired) and self.steps == self.repaired[-1]
-
     def _begin(self) -> None:
         if self.failure is not None:
             return
         self._meter = Meter()
+        self._guard.calls.stop()
         self._sampler.suspend()
         self._recorder = Recorder(
             self._meter, on_backward=self._study, on_failure=self._step_aside, skip_without_grad=True,
@@ -263,6 +287,8 @@ class Watcher:
         def compile(*args: Any, **kwargs: Any) -> Any:
             made = plain(*args, **kwargs)
             self._sampler.stop()  # compiled code is not to be traced with a mode of ours
+            self._guard.calls.stop()
+            self._compiled = True
             if self._recorder is not None:
                 self._run_eagerly()
             return made
@@ -282,6 +308,8 @@ class Watcher:
             self._eager = None
         if self._judge.restarted < self.steps:  # else the remedies took the update's place
             self._judge_update(recorder)
+        if not self._compiled and self.failure is None:
+            self._guard.follow({root: recorder.modules.paths[root] for root in recorder.modules.roots})
         self._evaluations.arm()
         self._announce()
 
@@ -339,6 +367,7 @@ class Watcher:
     def _step_aside(self, error: Exception) -> None:
         self.failure = error
         self._evaluations.disarm()
+        self._guard.calls.stop()
         text = str(error).splitlines()[0] if str(error) else ""
         where = raised_at(error)
         what = f"{type(error).__name__}: {text} ({where})"
@@ -349,6 +378,9 @@ class Watcher:
         """The script has ended: a step that it left half done is studied as far as it went."""
         self._evaluations.close()
         recorder = self._recorder
+        if recorder is None and self.failure is None and not self._alarm and self._guard.loss is not None:
+            with self._aside():
+                self._test(None)
         if recorder is not None and self.failure is None:
             self._study_unfinished(recorder, ended_badly)
         if self.passes and self.failure is None:

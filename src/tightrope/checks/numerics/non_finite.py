@@ -4,11 +4,15 @@ Law       a number of dtype t is finite below max(t) (65504 for float16, 3.4e38 
           beyond ln max(t) = 11.1 and 88.7; log 0, 0 / 0 and infinity minus infinity are undefined. One such element
           reaches every parameter in one backward pass.
 Evidence  number and place of the non-finite elements in the first result whose own inputs are all finite; the range
-          and dtype of those inputs. Parameters are looked at before operations, gradients last.
+          and dtype of those inputs. Parameters are looked at before operations, gradients last. Of a run every step is
+          guarded: one whose loss or gradient is not finite is made again before its update, from the same random
+          states and with the same weights.
 Verdict   `fault`, always: the check counts, it does not estimate.
 Remedy    advice: the stable form of the operation, a clamp, a wider dtype, a smaller scale (`stable-form`).
-Limits    minus infinity that a mask put into logits is meant, and so is an overflowing gradient of a loss that a
-          gradient scaler has multiplied: the scaler skips that step. Neither is reported. Data that are not finite to
+Limits    what is computed outside modules cannot be made again: that the outputs were finite and the loss was not is
+          all that is said. On other devices than the CPU the step after it is recorded instead, and so it is where a
+          model has been compiled or its calls do not give the same numbers again. Minus infinity that a mask put into logits is meant, and so is an overflowing gradient of a loss that a
+          gradient scaler has multiplied: the scaler skips that step. Neither is reported. What is lost later in a run is an echo of the first. Data that are not finite to
           begin with are `non-finite-input`.
 References  Goldberg (1991), What every computer scientist should know about floating-point arithmetic, ACM Comput.
           Surv. 23; Micikevicius et al. (2018), Mixed precision training, ICLR.
@@ -29,7 +33,7 @@ from tightrope.subject import Subject
 from tightrope.tape.tape import Entry, Kind, Tape
 
 STAGE = "batch"
-EXPLAINS = ("exploding-signal", "exploding-gradient", "loss-at-init", "learning-rate-too-high")
+EXPLAINS = ("non-finite", "exploding-signal", "exploding-gradient", "loss-at-init", "learning-rate-too-high")
 REMEDIES = ("stable-form",)
 
 MASKING = frozenset(
