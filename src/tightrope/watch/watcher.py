@@ -238,13 +238,12 @@ class Watcher:
             return
         with undisturbed():
             found = self._judge.examine(self._guard, self.steps + 1, str(self._backward))
+        self._guard.loss = None
         if found is None:
-            self._guard.loss = None
             return
         self._alarm = True
-        note, known = found
-        self.notes.append(note)
-        if not known:
+        self.notes.append(found[0])
+        if not found[1]:
             self.record |= {self.steps + 2}
 
     # -- recording -------------------------------------------------------------------------------
@@ -397,6 +396,5 @@ class Watcher:
 
     def _announce(self) -> None:
         fresh = [p for p in self.passes if p.study.step in (self.steps, self.steps + 1)][-STUDIED:]
-        line = self._judge.announce(fresh, self.notes)
-        if line is not None:
+        if (line := self._judge.announce(fresh, self.notes)) is not None:
             self.say(line)

@@ -10,10 +10,10 @@ Evidence  number and place of the non-finite elements in the first result whose 
 Verdict   `fault`, always: the check counts, it does not estimate.
 Remedy    advice: the stable form of the operation, a clamp, a wider dtype, a smaller scale (`stable-form`).
 Limits    what is computed outside modules cannot be made again: that the outputs were finite and the loss was not is
-          all that is said. On other devices than the CPU the step after it is recorded instead, and so it is where a
-          model has been compiled or its calls do not give the same numbers again. Minus infinity that a mask put into logits is meant, and so is an overflowing gradient of a loss that a
-          gradient scaler has multiplied: the scaler skips that step. Neither is reported. What is lost later in a run is an echo of the first. Data that are not finite to
-          begin with are `non-finite-input`.
+          all that is said. On other devices than the CPU, and where calls cannot be made again, the step after it is
+          recorded instead. Minus infinity that a mask put into logits is meant, and so is an overflowing gradient of a
+          loss that a gradient scaler has multiplied: the scaler skips that step. Neither is reported. What is lost
+          later in a run is an echo of the first. Data that are not finite to begin with are `non-finite-input`.
 References  Goldberg (1991), What every computer scientist should know about floating-point arithmetic, ACM Comput.
           Surv. 23; Micikevicius et al. (2018), Mixed precision training, ICLR.
 """
