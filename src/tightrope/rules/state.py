@@ -24,6 +24,7 @@ from tightrope.roles import Axes, Role
 from tightrope.rules.amplitude import of_rows
 from tightrope.rules.band import of_batch
 from tightrope.rules.lags import CROSS_CHANNELS, Cross, autocovariance, blended, mean_factor, reach, trimmed
+from tightrope.rules.shrinkage import population, shrunk
 
 DTYPE = torch.float64
 EVEN = 1e-6
@@ -127,7 +128,7 @@ class State:
             made = cls.of(axes, mean.reshape(shape), constant=-held / rows, sample=held)
             if len(axes.dims) != 2 or over != [0] or not 1 < variance.numel() <= COVARIANCE_CHANNELS:
                 return made
-            return replace(made, covariance=_shrunk(spread.reshape(rows, -1)), amplitude=of_rows(x.reshape(rows, -1)))
+            return replace(made, covariance=shrunk(spread.reshape(rows, -1)), amplitude=of_rows(x.reshape(rows, -1)))
         # Within a sample, sites share `sample`: the mean covariance of two different sites.
         if len(axes.dims) == 4 and over == [0] and sites == [2, 3] and math.prod(shape) > MAP:
             return _stationary(axes, x, len(x) - 1)
@@ -138,7 +139,7 @@ class State:
         inner = variance.mean(sites, keepdim=True)
         shared = ((n * total - inner) / max(n - 1, 1)).clamp(min=0.0)
         share = torch.where(inner > 0, shared / inner, torch.zeros_like(inner)).clamp(max=1.0)
-        mean, variance = _population(mean, variance, math.prod(layout[i].size for i in over))
+        mean, variance = population(mean, variance, math.prod(layout[i].size for i in over))
         shared = (share * variance).reshape(shape)
         return cls.of(axes, mean.reshape(shape), sample=shared, residual=variance.reshape(shape) - shared)
 
@@ -290,15 +291,6 @@ def _shared(left: Tensor | None, right: Tensor | None, share: float) -> Tensor |
     return share * (neutral if left is None else left) + (1 - share) * (neutral if right is None else right)
 
 
-def _population(mean: Tensor, variance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Moments of the population behind n samples: their mean owes Var / n of its square to chance."""
-    variance = variance * n / (n - 1)
-    square, noise = float(mean.square().mean()), float(variance.mean()) / n
-    keep = max(0.0, 1.0 - noise / square) if square > 0 else 0.0
-    # Below a tenth of a standard deviation in all, a map of means is not worth its cost.
-    return mean * (keep**0.5 if keep * square > 0.01 * noise * n else 0.0), variance
-
-
 def _stationary(axes: Axes, x: Tensor, degrees: int) -> State:
     """The state of pictures, whose law is taken to be the same at all sites: mean and components of each channel,
     and the autocorrelation of what a sample's sites do not share.
@@ -345,21 +337,6 @@ def _near(lags: Tensor) -> Tensor:
     pairs = [lags[:, rows + 1, columns]] if rows else []
     pairs += [lags[:, rows, columns + 1]] if columns else []
     return torch.cat(pairs).square().mean()
-
-
-def _shrunk(deviations: Tensor) -> Tensor:
-    """Covariance of few rows of many channels, its off-diagonal shrunk by the part that sampling explains.
-
-    Reference: Schaefer and Strimmer, A Shrinkage Approach to Large-Scale Covariance Matrix Estimation (2005).
-    """
-    n = deviations.shape[0]
-    covariance = deviations.T @ deviations / n
-    noise = ((deviations.square().T @ deviations.square()) / n - covariance.square()) / max(n - 1, 1)
-    signal = covariance.square()
-    off = 1.0 - torch.eye(len(covariance), dtype=DTYPE)
-    total = float((signal * off).sum())
-    keep = max(0.0, 1.0 - float((noise * off).sum()) / total) if total > 0 else 0.0
-    return covariance * (keep * off + (1 - off))
 
 
 def evened(state: State) -> State:
