@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def survey(data: Any, loss: Callable[..., Tensor] | None = None) -> Batches | No
         data, loss: as in `Subject`.
     """
     single = isinstance(data, (Tensor, Mapping, tuple, list)) or dataclasses.is_dataclass(data)
-    if single or not isinstance(data, Iterable) or iter(data) is data:
+    if single or isinstance(data, Iterator) or not isinstance(data, Iterable):
         return None
     sampler = Sampler()
     begin = time.perf_counter()
