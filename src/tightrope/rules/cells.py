@@ -34,41 +34,56 @@ class Activation:
     def __init__(self, levels: int, function: Function, slope: Function, kinks: tuple[float, ...] = ()) -> None:
         self.functions, self.kinks = (function, slope), kinks
         self.value, self.slope = Course(levels), Course(levels)
-        self._std: list[Tensor] = []
-        self._mean: tuple[list[Tensor], list[Tensor]] = ([], [])
-        self._terms: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._std, self._mean, self._terms = _Stack(), _Stack(), _Stack()
 
     def __call__(self, z: Rows) -> Rows:
         """The function's value at the newest step; its slope is kept."""
         mean, variance = z.mean[-1], z.variance[0]
         axes = Axes(((Axis(Role.CHANNEL, mean.numel()),),))
         variable = latent(State.of(axes, mean, residual=variance), self.kinks)
-        self._std.append(variance.sqrt())
-        std = torch.stack(self._std)
+        std = self._std.put(variance.sqrt())
         r = (z.cov / (std[-1] * std).clamp(min=TINY)).clamp(-1, 1)
-        made = []
-        for place, course in enumerate((self.value, self.slope)):
-            rows = self._law(place, variable.xi, variable.weights, self.functions[place](variable.z), r)
+        at = variable.z
+        made = self._laws(variable.xi, variable.weights, torch.stack([f(at) for f in self.functions]), r)
+        for rows, course in zip(made, (self.value, self.slope), strict=True):
             course.put(rows)
-            made.append(rows)
         return made[0]
 
-    def _law(self, place: int, xi: Tensor, weights: Tensor, values: Tensor, r: Tensor) -> Rows:
-        mean = (values * weights).sum(-1)
+    def _laws(self, xi: Tensor, weights: Tensor, values: Tensor, r: Tensor) -> list[Rows]:
+        """Laws of the function and of its slope, whose values at the nodes are (function, channel, node)."""
+        weighed = values * weights
+        mean = weighed.sum(-1)
         total = ((values - mean.unsqueeze(-1)).square() * weights).sum(-1)
         terms, previous, current = [], torch.ones_like(xi), xi
         for j in range(1, TERMS + 1):
-            terms.append((values * current * weights).sum(-1))
+            terms.append((weighed * current).sum(-1))
             previous, current = current, (xi * current - math.sqrt(j) * previous) / math.sqrt(j + 1)
-        rest = total - torch.stack(terms).square().sum(0)
-        self._terms[place].append(torch.stack([*terms, rest.clamp(min=0).sqrt()]))
-        self._mean[place].append(mean)
-        held = torch.stack(self._terms[place])
-        cov = torch.zeros_like(r)
-        for j in reversed(range(TERMS + 1)):
-            cov = (cov + held[-1, j] * held[:, j]) * r
-        cov[0, -1] = total
-        return Rows(torch.stack(self._mean[place]), cov)
+        series = torch.stack(terms)
+        rest = total - series.square().sum(0)
+        held = self._terms.put(torch.cat([series, rest.clamp(min=0).sqrt()[None]]))  # (step, term, function, channel)
+        weight = (held[-1] * held).permute(1, 2, 0, 3).unsqueeze(2)
+        cov = weight[TERMS] * r
+        for j in reversed(range(TERMS)):
+            cov = (cov + weight[j]) * r
+        cov[:, 0, -1] = total
+        return [Rows(m, c) for m, c in zip(self._mean.put(mean).unbind(1), cov.unbind(0), strict=True)]
+
+
+class _Stack:
+    """Tensors of one shape that come one after the other, in memory that doubles when it is full."""
+
+    def __init__(self) -> None:
+        self._held: Tensor | None = None
+        self._count = 0
+
+    def put(self, x: Tensor) -> Tensor:
+        """All of them, this one last."""
+        held = x.new_empty((8, *x.shape)) if self._held is None else self._held
+        if self._count == len(held):
+            held = torch.cat([held, torch.empty_like(held)])
+        held[self._count] = x
+        self._held, self._count = held, self._count + 1
+        return held[: self._count]
 
 
 def _sigmoid(levels: int) -> Activation:

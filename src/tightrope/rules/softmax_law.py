@@ -168,23 +168,28 @@ class _Moments:
         """Count draws of the positions at `where`; `weight` is their share, `mean` the map that they scatter about."""
         self._first = where.start or 0
         first = None
+        held = mean.expand(mean.shape[0], batch[0].shape[-1])
         for name, z in zip(["", *self.partners], batch, strict=True):
-            partition = z.logsumexp(-1, keepdim=True)
-            p = (z - partition).exp()
-            loss = partition.squeeze(-1)
+            z = z.permute(2, 0, 1).contiguous()  # sums over few classes are slow where classes are neighbours
+            top = z.amax(0)
+            p = (z - top).exp_()
+            whole = p.sum(0)
+            p /= whole
+            partition = top + whole.log_()
+            loss = partition
             if target is not None:
-                place = target.clamp(min=0).unsqueeze(-1)
-                loss = loss - (z.gather(-1, place) - mean.expand(z.shape).gather(-1, place)).squeeze(-1)
+                place = target.clamp(min=0)
+                loss = loss - z.gather(0, place.unsqueeze(0))[0] + held.gather(1, place.T).T
                 target = target.roll(1, 0)  # a partner is another sample: it has another target
             if first is None:
                 first = (p, loss)
-                self._sum("p", weight * p.mean(0))
-                self._sum("pp", weight * p.square().mean(0))
-                self._sum("lse", weight * partition.mean(0))
+                self._sum("p", weight * p.mean(1).T)
+                self._sum("pp", weight * p.square().mean(1).T)
+                self._sum("lse", weight * partition.mean(0).unsqueeze(-1))
                 self._sum("l", weight * loss.mean(0))
                 self._sum("ll", weight * loss.square().mean(0))
             else:
-                self._sum("p" + name, (p * first[0]).mean(0))
+                self._sum("p" + name, (p * first[0]).mean(1).T)
                 self._sum("l" + name, ((loss - loss.mean(0)) * (first[1] - first[1].mean(0))).mean(0))
 
     def _sum(self, name: str, value: Tensor) -> None:
