@@ -202,3 +202,38 @@ def test_trained_weights_are_not_the_initialisers(name: str) -> None:
     found = study(subject.model, subject.data, loss=subject.loss)
     assert check.judge(found)
     assert check.judge(replace(found, step=10)) == []
+
+
+# -- the plateau of gradient descent ----------------------------------------------------------------
+
+
+def _narrow(std: float | None, depth: int = 5) -> nn.Sequential:
+    torch.manual_seed(0)
+    made: list[nn.Module] = []
+    for _ in range(depth):
+        made += [nn.Linear(32, 32), nn.ReLU()]
+    model = nn.Sequential(*made, nn.Linear(32, 4))
+    for layer in model:
+        if std is not None and isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+def _plateaus(model: nn.Module, optimizer: type[torch.optim.Optimizer]) -> list[Finding]:
+    data = (torch.randn(64, 32), torch.arange(64) % 4)
+    made = optimizer(model.parameters(), lr=0.01)  # type: ignore[call-arg]
+    return get("init-too-small").judge(study(model, data, loss=nn.functional.cross_entropy, optimizer=made))
+
+
+def test_narrow_layers_that_are_small_together() -> None:
+    assert len(_plateaus(_narrow(0.05), torch.optim.SGD)) == 1
+    assert _plateaus(_narrow(0.05), torch.optim.Adam) == []
+    assert _plateaus(_narrow(0.25), torch.optim.SGD) == []
+
+
+def test_defaults_and_small_heads_leave_no_plateau() -> None:
+    assert _plateaus(_narrow(None, depth=6), torch.optim.SGD) == []
+    model = _narrow(None, depth=6)
+    nn.init.zeros_(model[-1].weight)  # type: ignore[arg-type]
+    assert _plateaus(model, torch.optim.SGD) == []
