@@ -138,7 +138,7 @@ def draw(seed: int, path: str) -> None:
     from tightrope.finding import Finding, Safety, Severity
     from tightrope.run import run as watch
 
-    generator = random.Random(seed)
+    generator = random.Random(f"{seed} {Path(path).stem}")
     done: list[str] = []
 
     def choose(studies: list[Study], stages: object = None) -> list[Finding]:

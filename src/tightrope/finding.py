@@ -71,6 +71,9 @@ class Remedy:
         cost: what it costs (accuracy, time, compatibility), in one clause.
         safety: whether it may be applied unasked.
         edit: the change of the user's source, where it is one expression on a known line.
+        whole: whether it acts on the whole program, so that one application serves every finding that asks for it.
+        anytime: whether what was learnt survives it, so that it may be applied at any step of training.
+        restart: whether what was learnt before it is lost already, so that training is to start again with it.
     """
 
     name: str
@@ -80,6 +83,9 @@ class Remedy:
     safety: Safety
     action: Callable[[], None] | None = field(default=None, repr=False, compare=False)
     edit: Edit | None = None
+    whole: bool = False
+    anytime: bool = False
+    restart: bool = False
 
     def apply(self) -> None:
         """Carry the change out in memory.

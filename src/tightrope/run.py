@@ -62,7 +62,8 @@ def run(
         arguments: what the script finds in `sys.argv[1:]`.
         module: whether `target` names a module.
         record: numbers of the steps to record; 1 is the first.
-        fix: apply the safe remedies of the first recorded step in memory and let training go on.
+        fix: apply safe remedies in memory and let training go on: all of them in the first steps, later those that
+            spare what was learnt.
         say: is given a line for the user now and then.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Parameters and optimizer states as they stood, so that an update can be taken back."""
+"""Parameters, buffers and optimizer states as they stood, so that an update can be taken back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 
 class Snapshot:
-    """Copies of what a step of some optimizers changes: the parameters that they hold, their states and settings."""
+    """Copies of what a step of some optimizers changes: the parameters that they hold, their states and settings.
 
-    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+    Args:
+        optimizers: whose step may be taken back.
+        modules: whose buffers (running statistics) are put back, too.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer], modules: Iterable[nn.Module] = ()) -> None:
+        self._buffers = [(b, b.detach().clone()) for module in modules for b in module.buffers()]
         self._optimizers = list(optimizers)
         held = (p for o in self._optimizers for group in o.param_groups for p in group["params"])
         self._parameters = [(p, p.detach().clone()) for p in {id(p): p for p in held}.values()]
@@ -27,7 +33,7 @@ class Snapshot:
     def restore(self) -> None:
         """Put everything back; what was added since (groups, states) is kept out of the states."""
         with torch.no_grad():
-            for parameter, before in self._parameters:
+            for parameter, before in (*self._parameters, *self._buffers):
                 parameter.copy_(before)
         for optimizer, states, settings in zip(self._optimizers, self._states, self._settings, strict=True):
             for key in [key for key in optimizer.state if key not in states]:

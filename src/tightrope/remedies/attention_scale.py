@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.checks.attention.unscaled_attention import Attention, attentions
@@ -21,7 +22,7 @@ _CASTS = frozenset(("float", "half", "double", "bfloat16", "to", "type", "type_a
 
 @remedy("attention-scale")
 def attention_scale(study: Study, finding: Finding) -> Remedy | None:
-    """Scale the logits; in memory the rows of the query projection that make the queries are scaled instead.
+    """Scale the logits; in memory the queries are scaled: the projection's result, or the rows that make them.
 
     (s W x) . k = s (W x . k): the function is the same, and so is its first gradient step under plain gradient descent
     on everything but the query weights.
@@ -75,6 +76,11 @@ def _action(study: Study, made: dict[int, Entry], found: Attention, factor: floa
     if not live or len(live) != len(names):
         return None
 
+    module = study.models.find(entry.module)
+    calls = sum(other.module == entry.module for other in tape.entries)
+    if isinstance(module, nn.Linear) and calls == 1 and len(rows) == tape.values[found.source].shape[-1]:
+        return lambda: _scale_output(module, factor)
+
     def act() -> None:
         with torch.no_grad():
             for p in live:
@@ -84,6 +90,15 @@ def _action(study: Study, made: dict[int, Entry], found: Attention, factor: floa
                     p[rows] *= factor
 
     return act
+
+
+def _scale_output(module: nn.Module, factor: float) -> None:
+    """Scale what a projection returns: unlike its weights, which updates of a rate of their own would move faster."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output * factor
+
+    module.register_forward_hook(hook)
 
 
 def query_rows(study: Study, made: dict[int, Entry], query: int, start: int) -> Tensor:

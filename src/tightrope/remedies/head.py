@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tightrope.checks.loss.heads import LossTerm, loss_terms
 from tightrope.checks.trace import CHANCE, VIEWS, origin, producers, weight_of
@@ -80,16 +81,58 @@ def scale_head(study: Study, finding: Finding) -> Remedy | None:
 
 @remedy("standardize-target")
 def standardize_target(study: Study, finding: Finding) -> Remedy | None:
-    """Say how to bring the target of a squared error to unit scale."""
+    """Bring the target of a squared or absolute error to unit scale; in memory the model undoes it behind its head."""
     if finding.evidence[0].quantity != "rms of the target":
         return None
     patch = "mean, std = y_train.mean(0), y_train.std(0)\nloss = criterion(model(x), (y - mean) / std)"
     cost = "predictions are then model(x) * std + mean"
-    return Remedy("standardize-target", "Standardise the target on the training data", patch, cost, Safety.ADVICE)
+    term = _term(study, finding)
+    action = _undoing(study, term) if term is not None else None
+    title, safety = "Standardise the target on the training data", Safety.SAFE if action else Safety.ADVICE
+    return Remedy("standardize-target", title, patch, cost, safety, action)
 
 
 def _term(study: Study, finding: Finding) -> LossTerm | None:
     return next((t for t in loss_terms(study.tape) if t.entry.index == finding.index), None)
+
+
+class _Unscale(torch.autograd.Function):
+    """z std + mean, with the gradient that z has under the loss of the standardised target."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mean: float, std: float, power: int) -> Tensor:
+        ctx.factor = std ** (1 - power)
+        return z * std + mean
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0] * ctx.factor, None, None, None
+
+
+def _undoing(study: Study, term: LossTerm) -> Callable[[], None] | None:
+    """An action after which a linear head answers in the target's units and learns in standard ones.
+
+    A loss |y - (z std + mean)|^p is std^p times that of z and (y - mean) / std. None for a head that is no layer of
+    its own, is used twice, or has no target of finite spread.
+    """
+    made, target = producers(study.tape), study.measurement.laws.get(term.target or -1)
+    power = {"mse": 2, "l1": 1}.get(term.kind)
+    last = _last_weighted(study, made, term.scores)
+    module = study.models.find(last.module) if last is not None else None
+    calls = sum(last is not None and entry.module == last.module for entry in study.tape.entries)
+    if power is None or target is None or not target.std or not isinstance(module, nn.Linear) or calls != 1:
+        return None
+    mean, std = target.mean, target.std
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        made: Tensor = _Unscale.apply(output, mean, std, power)  # type: ignore[no-untyped-call]
+        return made
+
+    def act() -> None:
+        assert module is not None
+        module.register_forward_hook(hook)
+
+    return act
 
 
 def _scaling(study: Study, term: LossTerm, factor: float) -> Callable[[], None] | None:

@@ -62,7 +62,7 @@ def bn_momentum(study: Study, finding: Finding) -> Remedy | None:
     return Remedy(
         "bn-momentum", f"Give the running statistics a momentum of {MOMENTUM}",
         f"torch.nn.BatchNorm2d(channels, momentum={MOMENTUM})", "none; statistics follow the last ten batches",
-        Safety.SAFE if modules else Safety.REVIEW, act if modules else None,
+        Safety.SAFE if modules else Safety.REVIEW, act if modules else None, anytime=True,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from tightrope.edit import call, rewrite_call
-from tightrope.finding import Finding, Remedy, Safety
+from tightrope.finding import Finding, Remedy, Safety, Severity
 from tightrope.remedies.registry import remedy
 from tightrope.study import Study
 
@@ -29,7 +29,9 @@ def shuffle(study: Study, finding: Finding) -> Remedy | None:
         return Remedy("shuffle", title, patch, cost, Safety.ADVICE)
     patch = f"DataLoader(dataset, batch_size={loader.batch_size}, shuffle=True)"
     edit = rewrite_call(finding.location, ("DataLoader",), _shuffled)
-    return Remedy("shuffle", title, patch, cost, Safety.REVIEW, _action(loader), edit)
+    action = _action(loader)
+    safety = Safety.SAFE if action and finding.severity is Severity.FAULT else Safety.REVIEW
+    return Remedy("shuffle", title, patch, cost, safety, action, edit, whole=True, anytime=True)
 
 
 @remedy("align-labels")

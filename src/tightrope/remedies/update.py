@@ -12,12 +12,14 @@ from torch.optim.optimizer import Optimizer
 
 from tightrope.checks.optim.l2_in_adam import is_coupled
 from tightrope.checks.optim.parameter_not_optimised import left_out, root_of
-from tightrope.finding import Finding, Remedy, Safety
+from tightrope.checks.optim.progress import ratios
+from tightrope.finding import Finding, Remedy, Safety, Severity
 from tightrope.remedies.registry import remedy
 from tightrope.study import Study
 
-TARGET = 3e-3
-"""Update over weight after `scale-learning-rate`: the middle, on a log scale, of the 1e-3 to 1e-2 of usual training."""
+TARGET = 2e-2
+"""Update over weight after `scale-learning-rate`, in the first steps: that of Adam at its default rate of 1e-3 in fresh
+layers of 130 inputs."""
 
 
 @remedy("clear-gradients")
@@ -33,7 +35,8 @@ def clear_gradients(study: Study, finding: Finding) -> Remedy | None:
             optimizer.zero_grad(set_to_none=False)
 
     patch = "optimizer.zero_grad()  # before loss.backward()"
-    return Remedy("clear-gradients", "Clear the gradients in every step", patch, "none", Safety.SAFE, act)
+    title = "Clear the gradients in every step"
+    return Remedy("clear-gradients", title, patch, "none", Safety.SAFE, act, whole=True, anytime=True)
 
 
 def _clear(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -73,7 +76,8 @@ def optimise_parameters(study: Study, finding: Finding) -> Remedy | None:
         )
     action = act if rows and sure and chosen is not None else None
     safety = Safety.SAFE if action else Safety.REVIEW
-    return Remedy("optimise-parameters", title, patch, "state of the optimizer grows with them", safety, action)
+    cost = "state of the optimizer grows with them"
+    return Remedy("optimise-parameters", title, patch, cost, safety, action, anytime=True)
 
 
 @remedy("scale-learning-rate")
@@ -87,17 +91,24 @@ def scale_learning_rate(study: Study, finding: Finding) -> Remedy | None:
         return Remedy("scale-learning-rate", "Step the schedule once an epoch", patch, "none", Safety.REVIEW)
     if not 0 < ratio < math.inf:
         return None
-    factor = TARGET / ratio
-    rates = sorted({group.number("lr") for group in updates.groups if group.steps})
+    lost = finding.check == "learning-rate-too-high"  # the weights that such updates leave are not worth keeping
+    stepped = [group for group in updates.groups if group.steps]
+    if lost:  # training starts again: what counts is the first update
+        ratio = next(iter(ratios(updates, study.history)), ratio)
+    momentum = max((group.number("momentum") for group in stepped if group.kind == "SGD"), default=0.0)
+    target = TARGET * (1 - momentum)  # momentum adds up 1 / (1 - momentum) of what the first update shows
+    factor = target / ratio
+    rates = sorted({group.number("lr") for group in stepped})
 
     def act() -> None:
-        for optimizer in {id(g.live): g.live for g in updates.groups if g.live is not None and g.steps}.values():
+        for optimizer in {id(g.live): g.live for g in stepped if g.live is not None}.values():
             _scale_rates(optimizer, factor)
 
+    safety = Safety.REVIEW if finding.severity is Severity.ADVICE else Safety.SAFE
     listed = ", ".join(f"{rate * factor:.2g} in place of {rate:.3g}" for rate in rates[-3:])
     patch = f"lr={listed}"
-    title = f"Scale the learning rate by {factor:.2g}: updates of {TARGET:.3g} of the weights"
-    return Remedy("scale-learning-rate", title, patch, "none", Safety.SAFE, act)
+    title = f"Scale the learning rate by {factor:.2g}: updates of {target:.3g} of the weights"
+    return Remedy("scale-learning-rate", title, patch, "none", safety, act, whole=True, anytime=True, restart=lost)
 
 
 def _scale_rates(optimizer: Optimizer, factor: float) -> None:
@@ -156,7 +167,8 @@ def unfreeze(study: Study, finding: Finding) -> Remedy | None:
         f"{finding.modules[0] or 'model'}.requires_grad_()  # before the optimizer is built; or load trained weights"
     )
     safety = Safety.SAFE if action else Safety.REVIEW
-    return Remedy("unfreeze", "Let the frozen weights learn", patch, "a longer backward pass", safety, action)
+    title = "Let the frozen weights learn"
+    return Remedy("unfreeze", title, patch, "a longer backward pass", safety, action, anytime=True)
 
 
 @remedy("unscale-first")
@@ -196,15 +208,33 @@ def decouple_decay(study: Study, finding: Finding) -> Remedy | None:
     action = act if groups else None
     patch = "torch.optim.AdamW(...)  # in the place of Adam"
     safety = Safety.SAFE if action else Safety.REVIEW
-    return Remedy("decouple-decay", "Decouple the decay from the gradient", patch, "review the decay", safety, action)
+    title = "Decouple the decay from the gradient"
+    return Remedy("decouple-decay", title, patch, "review the decay", safety, action, whole=True, anytime=True)
 
 
 @remedy("decay-weights-alone")
 def decay_weights_alone(study: Study, finding: Finding) -> Remedy | None:
-    """Keep decay from gains and biases."""
+    """Keep decay from gains and biases; in memory they go to a group of their own."""
     decay = max((group.number("weight_decay") for group in study.updates.groups), default=0.0) if study.updates else 0.0
     patch = f"tightrope.param_groups(model, weight_decay={decay:.3g})  # in the place of model.parameters()"
-    return Remedy("decay-weights-alone", "Decay the weights alone", patch, "none", Safety.REVIEW)
+    lives = {id(g.live): g.live for g in study.updates.groups if g.live is not None} if study.updates else {}
+
+    def act() -> None:
+        for optimizer in lives.values():
+            _spare_vectors(optimizer)
+
+    worth = bool(lives) and finding.severity is not Severity.ADVICE
+    title, safety = "Decay the weights alone", Safety.SAFE if worth else Safety.REVIEW
+    return Remedy("decay-weights-alone", title, patch, "none", safety, act if worth else None, whole=True, anytime=True)
+
+
+def _spare_vectors(optimizer: Optimizer) -> None:
+    """Move what has one dimension from each group that decays to one that does not and is else the same."""
+    for group in list(optimizer.param_groups):
+        vectors = [p for p in group["params"] if p.ndim < 2]
+        if group.get("weight_decay") and vectors:
+            group["params"] = [p for p in group["params"] if p.ndim > 1]
+            optimizer.add_param_group({**group, "params": vectors, "weight_decay": 0.0})
 
 
 __all__ = [

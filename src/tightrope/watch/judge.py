@@ -51,6 +51,7 @@ class Judge:
         caught: what was found in steps that were not recorded.
         losses: of each step, by its number.
         restarts: steps whose update remedies took the place of, in order: training begins anew after them.
+        untrained: the last step after which the weights were the first ones again; 0 for none.
         seconds: spent so far.
     """
 
@@ -63,6 +64,7 @@ class Judge:
     caught: list[Finding] = field(default_factory=list)
     losses: dict[int, tuple[float, ...]] = field(default_factory=dict)
     restarts: list[int] = field(default_factory=list)
+    untrained: int = 0
     seconds: float = 0.0
 
     @property
@@ -192,7 +194,8 @@ class Judge:
 
     def _findings(self, study: Study, stages: Sequence[str]) -> tuple[Finding, ...]:
         # A step that was spent on remedies trained nothing: the one after it is the first again.
-        findings = diagnose([replace(study, step=study.step - len(self.restarts))], stages)
+        lost = self.untrained + sum(step > self.untrained for step in self.restarts)
+        findings = diagnose([replace(study, step=study.step - lost)], stages)
         return tuple(replace(finding, step=study.step) for finding in findings)
 
 

@@ -45,7 +45,7 @@ class Watcher:
 
     Args:
         record: numbers of the steps to record; 1 is the first.
-        fix: apply the safe remedies of the first recorded step in memory.
+        fix: apply safe remedies in memory: all in the first steps, later those that spare what was learnt.
         say: is given a line for the user.
 
     Attributes:

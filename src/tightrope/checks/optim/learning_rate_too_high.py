@@ -10,7 +10,7 @@ Verdict   both are asked: a ratio above 0.1 in some recorded step, and a loss th
           number, and that does not come back below its first value. `fault`; within the first steps only with a ratio
           above 0.3 and a loss that is still twice the first. A spike that training comes back from is no finding, save
           where the ratio is above 1, or above 0.3 with a loss that rose tenfold: the initial weights are lost in it.
-Remedy    scale the learning rate so that the ratio is 0.003 (`scale-learning-rate`).
+Remedy    scale the learning rate so that the ratio begins at 0.02 (`scale-learning-rate`).
 Limits    losses that may be negative are judged only when they are no numbers in the end. A rate that is merely too
           large to settle shows in the curve, not here.
 References  LeCun, Simard, Pearlmutter (1993), Automatic learning rate maximization by on-line estimation of the

@@ -10,7 +10,8 @@ Verdict   `fault` where T r < 0.01 over at least 20 steps and the loss fell by l
           for weights that are drawn afresh; `advice` for trained ones. `fault`, too, where a schedule left less than a
           twentieth of the steps worth of rate and the loss stands still. After two steps already where the ratio is
           below 1e-5 and does not depend on the gradient's size, without a schedule.
-Remedy    scale the learning rate so that the ratio is 0.003 (`scale-learning-rate`); step the scheduler once an epoch.
+Remedy    scale the learning rate so that the ratio begins at 0.02 (`scale-learning-rate`); step the scheduler once
+          an epoch.
 Limits    warm-up is waited for. A loss that stands still at a normal ratio has other reasons. Tiny updates of a
           converged or a pretrained net are no fault.
 References  Smith (2017), Cyclical learning rates for training neural networks, WACV; Goyal et al. (2017), Accurate,
