@@ -98,7 +98,7 @@ def _train(decay: float) -> None:
     y = (x[:, :4] @ torch.randn(4, 4)).argmax(1)
     model = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=decay)
-    for _ in range(60):
+    for _ in range(120):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
