@@ -160,11 +160,19 @@ def test_the_operation_that_made_the_first_non_finite_number_is_named() -> None:
     assert "log makes 16 non-finite elements" in first and "broken.py:29)" in first
 
 
-def test_a_loss_that_turns_non_finite_between_recorded_steps_has_the_next_one_recorded() -> None:
+def test_data_that_are_lost_between_recorded_steps_are_named() -> None:
+    found, _ = watched("broken.py", "gap", record=(1,))
+    assert found.report is not None and found.report.steps == (1,)
+    assert "At step 3 the loss is nan: the input: 1 of its 64 numbers" in found.report.notes[0]
+    assert [f.check for f in found.report.findings if f.caused_by is None] == ["non-finite-input"]
+
+
+def test_a_loss_that_is_lost_outside_the_models_has_the_next_step_recorded() -> None:
     found, _ = watched("broken.py", "overflow", record=(1,))
     assert found.report is not None and found.report.steps == (1, 4)
-    assert "at step 3; the step after it was recorded" in found.report.notes[0]
-    assert "parameter 0.weight" in found.report.notes[1] and "are not finite" in found.report.notes[1]
+    assert found.report.notes[0] == "At step 3 the loss is inf; the step after it was recorded."
+    (first,) = [f for f in found.report.findings if f.caused_by is None]
+    assert (first.check, first.step) == ("non-finite", 3) and "lost outside the modules" in first.summary
 
 
 @pytest.mark.parametrize(

@@ -152,3 +152,20 @@ def test_ordinary_steps_leave_no_hook_and_nothing_stays_behind() -> None:
     rehearse(body, record=(1,))
     assert seen == [(False, 0), (True, 0), (True, 0)]
     assert "__call__" not in nn.Sequential.__dict__
+
+
+def test_a_module_without_a_class_of_its_own_leaves_torch_alone() -> None:
+    call = nn.Module.__dict__["__call__"]
+
+    def body() -> None:
+        model = nn.Module()
+        model.weight = nn.Parameter(torch.ones(4))
+        model.forward = lambda x: x * model.weight  # type: ignore[method-assign]
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        for _ in range(3):
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+            assert nn.Module.__dict__["__call__"] is call
+
+    rehearse(body, record=(1,))
+    assert nn.Module.__dict__["__call__"] is call

@@ -75,7 +75,7 @@ class Calls:
         self._roots = set(roots)
         for kind in {type(root) for root in self._roots}:
             owner = next(c for c in kind.__mro__ if "__call__" in c.__dict__)
-            if owner is nn.Module:  # a class that replaces the call is left as it is
+            if owner is nn.Module and kind is not owner:  # a class that replaces the call is left as it is
                 kind.__call__ = self._watched()  # type: ignore[method-assign]
                 self._kinds.append(kind)
 

@@ -121,7 +121,7 @@ class Judge:
     def _trace(self, tape: Tape, recorder: Recorder, meter: Meter, guard: Guard, step: int) -> Finding | None:
         """Judge calls that were made again because numbers were lost: where they were."""
         study = self._study_of(tape, recorder, meter, step)
-        found = [f for f in diagnose([study], ("graph", "batch")) if f.check in NUMERICAL]
+        found = [f for f in diagnose([study], ("graph", "batch", "run")) if f.check in NUMERICAL]
         found = order([replace(self._told(f, study, guard), step=step) for f in found])
         first = next((f for f in found if f.check in ("non-finite", "non-finite-input")), None)
         self.caught += found if first is not None else []
