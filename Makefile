@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help venv demo test bench docs lint format types clean
+.PHONY: help venv demo test bench lab docs lint format types clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
@@ -35,6 +35,9 @@ bench: $(READY)  ## accuracy, recording and overhead tables
 	$(BIN)/python benchmarks/silence.py
 	-$(BIN)/python benchmarks/diagnosis.py
 	$(BIN)/python benchmarks/repair.py
+
+lab: $(READY)  ## every law, predicted beside measured
+	$(BIN)/tightrope lab --all --quick
 
 docs: $(READY)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

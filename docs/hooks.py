@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mkdocs.structure.files import File, Files
 
 import tightrope
 from tightrope.checks.registry import SECTIONS, Check, all_checks
+from tightrope.lab import Claim, Experiment, all_experiments, show
 from tightrope.report.pages import STAGES
 from tightrope.rules.registry import known_ops
 
@@ -27,7 +29,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "checks.md": checks_page(),
         "python.md": python_page(),
         "operations.md": operations_page(),
+        "lab.md": lab_page(),
         **{f"checks/{check.name}.md": check_page(check) for check in all_checks().values()},
+        **{f"lab/{name}.md": experiment_page(experiment) for name, experiment in all_experiments().items()},
     }
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
@@ -82,6 +86,57 @@ def check_page(check: Check) -> str:
     if causes:
         lines += [f"**May follow from.** {causes}.", ""]
     lines += [f"Judged {STAGES[check.stage]}. [All checks](../checks.md)", ""]
+    return "\n".join(lines)
+
+
+def lab_page() -> str:
+    """All experiments, with what they found last."""
+    lines = [
+        "# The laboratory",
+        "",
+        "Every law that tightrope relies on is an experiment: predicted beside measured, with an error bar, and a "
+        "verdict that is computed from the two numbers. `tightrope lab NAME --quick` runs one in seconds, "
+        "`tightrope lab --all --quick` all of them, `--html` writes a page with the figure. A claim holds when the "
+        "two numbers differ by no more than the band that the page states and three standard errors; it is "
+        "unresolved where those errors are too large to decide.",
+        "",
+        "| | experiment | law | claims | verdict |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, experiment in all_experiments().items():
+        found = stored(name)
+        held = sum(claim["verdict"] == "holds" for claim in found["claims"])
+        lines.append(
+            f"| {', '.join(experiment.principles)} | [{name}](lab/{name}.md) | {escaped(experiment.page.title)} "
+            f"| {held} of {len(found['claims'])} | {found['verdict']} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def stored(name: str) -> dict[str, Any]:
+    """What an experiment found when `tightrope lab --all --quick --out docs/lab` was last run."""
+    content: dict[str, Any] = json.loads((ROOT / "docs" / "lab" / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def experiment_page(experiment: Experiment) -> str:
+    """One experiment's page."""
+    found = stored(experiment.name)
+    size = " --quick" if found["quick"] else ""
+    seeds = found["seeds"]
+    lines = [f"# {experiment.name}", "", f"*{escaped(experiment.page.title)}*", ""]
+    lines += [f"![Predicted and measured]({experiment.name}.svg)", ""]
+    lines += ["| claim | predicted | measured | band | verdict |", "| --- | --- | --- | --- | --- |"]
+    for row in found["claims"]:
+        claim = Claim(**{key: row[key] for key in ("text", "predicted", "measured", "error", "band", "relation")})
+        cells = (show.SIGNS[claim.relation] + show.number(claim.predicted), show.measured(claim), show.band(claim))
+        lines.append(f"| {escaped(claim.text)} | {' | '.join(cells)} | {claim.verdict} |")
+    lines += ["", "Lines are the law, points the measurement with bars of two standard errors.", ""]
+    for name, text in experiment.page.sections.items():
+        lines += [f"**{name}.** {escaped(text)}", ""]
+    run = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+    lines += [f"`tightrope lab {experiment.name}{size}` · {', '.join(experiment.principles)} · {run}, "
+              f"{found['seconds']:.0f} s. [All experiments](../lab.md)", ""]  # fmt: skip
     return "\n".join(lines)
 
 

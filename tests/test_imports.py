@@ -10,7 +10,7 @@ import tightrope
 
 ROOT = Path(tightrope.__file__).parent
 LAYERS = (
-    ("edit", "errors", "groups", "isolation", "law", "roles", "version"),
+    ("edit", "errors", "groups", "isolation", "law", "page", "roles", "version"),
     ("nn", "tape"),
     ("rules",),
     ("predict",),
@@ -25,7 +25,7 @@ LAYERS = (
     ("report",),
     ("check", "instruments", "outlook", "precision", "scaling", "variants", "watch"),
     ("fix", "run"),
-    ("factory",),
+    ("factory", "lab"),
     ("cli",),
 )
 RENDERERS = {"tightrope.report.html", "tightrope.report.terminal"}

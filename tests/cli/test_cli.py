@@ -89,6 +89,14 @@ def test_fix_repairs_the_live_model(tightrope) -> None:  # type: ignore[no-untyp
     assert "tightrope.initialize(model, inputs)" in after
 
 
+def test_lab_lists_its_experiments_and_refuses_what_it_cannot_do(tightrope) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = tightrope("lab", "--list")
+    assert code == 0 and "signal-cascade" in out.splitlines()
+    assert tightrope("lab")[0] == 2
+    code, _, err = tightrope("lab", "no-such-law")
+    assert code == 2 and "there is no such experiment" in err
+
+
 def test_explain_prints_a_page_and_the_list(tightrope) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = tightrope("explain", "unscaled-input")
     assert code == 0 and "Law " in out and "References" in out

@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-import re
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from types import ModuleType
 
 from tightrope.errors import InputError, RegistryError
 from tightrope.finding import Finding
+from tightrope.page import read_page
 from tightrope.study import Study
 
 STAGES = ("graph", "batch", "run")
@@ -105,24 +105,10 @@ def _read(module: ModuleType) -> Check:
     for needed in ("STAGE", "EXPLAINS", "REMEDIES", "sick", "healthy"):
         if not hasattr(module, needed):
             raise RegistryError(f"read the check in {where}", f"it has no {needed}", f"Define {needed}")
-    lines = inspect.cleandoc(module.__doc__ or "").splitlines()
-    head = re.match(r"`([a-z0-9-]+)`: (.+)", lines[0] if lines else "")
-    if head is None:
-        raise RegistryError(f"read the page in {where}", "no first line", 'Begin it with "`name`: what is wrong."')
-    page: dict[str, str] = {}
-    section = ""
-    for line in lines[1:]:
-        start = re.match(r"([A-Z][a-z]+)  +(.*)", line)
-        if start and start[1] in SECTIONS:
-            section = start[1]
-            page[section] = start[2].strip()
-        elif section and line.strip():
-            page[section] += " " + line.strip()
-    if tuple(page) != SECTIONS:
-        raise RegistryError(
-            f"read the page in {where}", f"its sections are {tuple(page)}", f"Write {SECTIONS}, in order"
-        )
-    return Check(head[1], head[2], page, module.STAGE, tuple(module.EXPLAINS), tuple(module.REMEDIES), module)
+    page = read_page(module, SECTIONS)
+    return Check(
+        page.name, page.title, page.sections, module.STAGE, tuple(module.EXPLAINS), tuple(module.REMEDIES), module
+    )
 
 
 __all__: list[str] = ["Check", "all_checks", "get"]

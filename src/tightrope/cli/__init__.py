@@ -17,6 +17,7 @@ VERBS = {
     "predict": "Predict the law of every tensor from theory alone.",
     "fix": "Check, apply the safe remedies, check again.",
     "explain": "Print the page of a check.",
+    "lab": "Reproduce a law: predicted beside measured, with a figure.",
     "demo": "Run a sick training script, then the same script repaired.",
 }
 HEALTHY, FINDINGS, ERROR = 0, 1, 2  # exit codes
