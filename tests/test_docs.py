@@ -10,7 +10,10 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["layers.md", "instruments/batch-noise.md", "instruments/curvature.md"])
+PAGES = ("layers.md", "instruments/batch-noise.md", "instruments/curvature.md", "instruments/uncertainty.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_of_a_page_are_one_program(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)

@@ -15,10 +15,13 @@ from tightrope.instruments import (
     JensenGap,
     NormEffect,
     NormEffects,
+    Uncertainty,
     batch_noise,
     curvature,
+    decompose,
     explain_norm,
     jensen_gap,
+    uncertainty,
 )
 from tightrope.law import Law
 from tightrope.measure import Measurement
@@ -46,10 +49,12 @@ __all__ = [
     "Scaling",
     "Subject",
     "TightropeError",
+    "Uncertainty",
     "batch_noise",
     "check",
     "compare",
     "curvature",
+    "decompose",
     "explain_norm",
     "fix",
     "initialize",
@@ -59,4 +64,5 @@ __all__ = [
     "param_groups",
     "predict",
     "scaling",
+    "uncertainty",
 ]

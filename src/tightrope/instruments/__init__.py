@@ -4,6 +4,7 @@ from tightrope.instruments.batch_noise import BatchNoise, batch_noise
 from tightrope.instruments.curvature import Curvature, CurvatureChange, curvature
 from tightrope.instruments.jensen import JensenGap, jensen_gap
 from tightrope.instruments.norms import NormEffect, NormEffects, explain_norm
+from tightrope.instruments.uncertainty import Uncertainty, decompose, uncertainty
 
 __all__ = [
     "BatchNoise",
@@ -12,8 +13,11 @@ __all__ = [
     "JensenGap",
     "NormEffect",
     "NormEffects",
+    "Uncertainty",
     "batch_noise",
     "curvature",
+    "decompose",
     "explain_norm",
     "jensen_gap",
+    "uncertainty",
 ]
