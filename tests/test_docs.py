@@ -10,7 +10,8 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-PAGES = ("layers.md", "instruments/batch-noise.md", "instruments/curvature.md", "instruments/uncertainty.md")
+INSTRUMENTS = ("batch-noise", "curvature", "estimators", "uncertainty")
+PAGES = ("layers.md", *(f"instruments/{name}.md" for name in INSTRUMENTS))
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -21,6 +21,7 @@ from tightrope.instruments import (
     decompose,
     explain_norm,
     jensen_gap,
+    stochastic,
     uncertainty,
 )
 from tightrope.law import Law
@@ -64,5 +65,6 @@ __all__ = [
     "param_groups",
     "predict",
     "scaling",
+    "stochastic",
     "uncertainty",
 ]

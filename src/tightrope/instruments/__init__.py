@@ -1,5 +1,6 @@
 """Instruments that answer one question about a model: functions with a result that prints itself."""
 
+import tightrope.instruments.stochastic as stochastic
 from tightrope.instruments.batch_noise import BatchNoise, batch_noise
 from tightrope.instruments.curvature import Curvature, CurvatureChange, curvature
 from tightrope.instruments.jensen import JensenGap, jensen_gap
@@ -19,5 +20,6 @@ __all__ = [
     "decompose",
     "explain_norm",
     "jensen_gap",
+    "stochastic",
     "uncertainty",
 ]
