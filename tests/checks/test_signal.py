@@ -230,3 +230,35 @@ def test_samples_in_the_second_dimension(judge: Judge, time: int, samples: int) 
     torch.manual_seed(0)
     data = (torch.randn(time, samples, 60 // time), torch.arange(samples) % 4)
     assert judge("vanishing-signal", _Turned(), data) == []
+
+
+# -- a batch of indices --------------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(50, 64), nn.Embedding(12, 64)
+        self.stack = stack(12, nn.ReLU, 64 * std**2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids) + self.places(torch.arange(ids.shape[1]))
+        made: Tensor = self.stack(x).mean(1)
+        return made
+
+
+@pytest.mark.parametrize(
+    ("std", "found"), [(0.02, "vanishing-gradient"), (1.0, "exploding-gradient"), ((2 / 64) ** 0.5, None)]
+)
+def test_the_way_from_a_table_of_tokens_is_followed(judge: Judge, std: float, found: str | None) -> None:
+    torch.manual_seed(0)
+    data = torch.randint(0, 50, (32, 12)), torch.arange(32) % 4
+    names = ("vanishing-gradient", "exploding-gradient", "vanishing-signal", "exploding-signal")
+    assert [name for name in names if judge(name, Tokens(std), data)][:1] == ([found] if found else [])
+
+
+def test_positions_are_none_of_the_batch() -> None:
+    tape = study(Tokens(0.1), (torch.randint(0, 50, (32, 12)), torch.arange(32) % 4), loss=F.cross_entropy).tape
+    looked_up = [entry for entry in tape.entries if entry.op == "embedding"]
+    assert [entry.outputs[0] in tape.parametric for entry in looked_up] == [False, True]
+    assert [entry.outputs[0] in tape.of_batch for entry in looked_up] == [True, False]

@@ -9,7 +9,7 @@ import torch
 
 from tightrope.checks.trace import JOINS, VIEWS, origin
 from tightrope.measure.measurement import Units
-from tightrope.tape.tape import Entry, Kind, Ref, Tape
+from tightrope.tape.tape import Entry, Ref, Tape
 
 Interval = tuple[float, float]
 REAL: Interval = (-math.inf, math.inf)
@@ -32,16 +32,6 @@ _ROUNDING = 1e-2  # of a length, in half precision
 _DEPTH = 24  # calls that are looked back
 
 
-def _of_data(tape: Tape) -> frozenset[int]:
-    """Ids of the values that depend on the batch: its inputs, or indices that differ from sample to sample."""
-    held = (v.id for v in tape.value_of(Kind.KNOWN) if tape.samples is not None and tape.samples in v.shape[:2])
-    found = {v.id for v in tape.value_of(Kind.INPUT)}.union(held)
-    for entry in tape.entries:
-        if found.intersection(entry.inputs):
-            found.update(entry.outputs)
-    return frozenset(found)
-
-
 class Bounds:
     """Intervals of the values of one step.
 
@@ -56,7 +46,7 @@ class Bounds:
         self, tape: Tape, made: Mapping[int, Entry], units: Mapping[int, Units], depends: frozenset[int]
     ) -> None:
         self.tape, self.made, self.units = tape, dict(made), units
-        self.free = depends & _of_data(tape)
+        self.free = depends & tape.of_batch
 
     def of(self, number: int, depth: int = _DEPTH) -> Interval:
         """Between which numbers all elements of a value lie."""

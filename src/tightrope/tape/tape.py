@@ -157,10 +157,23 @@ class Tape:
         return (value for value in self.values.values() if value.kind is kind)
 
     @cached_property
+    def of_batch(self) -> frozenset[int]:
+        """Ids of the batch's data and indices, and of all that is made of them; for a complete tape."""
+        found = {value.id for value in self.value_of(Kind.INPUT)}
+        for value in self.value_of(Kind.KNOWN):
+            axis = 1 if value.id in self.time_first else 0
+            if value.producer is None and self.samples is not None and value.shape[axis : axis + 1] == (self.samples,):
+                found.add(value.id)
+        for entry in self.entries:
+            if found.intersection(entry.inputs):
+                found.update(entry.outputs)
+        return frozenset(found)
+
+    @cached_property
     def parametric(self) -> frozenset[int]:
         """Ids of the parameters and of what is made of them alone (normalised weights); for a complete tape."""
         found = {value.id for value in self.value_of(Kind.PARAMETER)}
-        fixed = {value.id for value in self.values.values() if value.kind in (Kind.BUFFER, Kind.KNOWN)}
+        fixed = {value.id for value in self.values.values() if value.kind in (Kind.BUFFER, Kind.KNOWN)} - self.of_batch
         for entry in self.entries:
             if found.intersection(entry.inputs) and all(i in found or i in fixed for i in entry.inputs):
                 found.update(entry.outputs)
