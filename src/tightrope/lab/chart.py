@@ -68,6 +68,10 @@ def _panel(panel: Panel) -> dict[str, Any]:
     y = {"field": "y", "type": "quantitative", "title": panel.y, "scale": _scale(panel.log_y)}
     for axis, logarithmic in ((x, panel.log_x), (y, panel.log_y)):
         axis["axis"] = {"format": ".4~g", "tickCount": 6} if logarithmic else {"tickCount": 6}
+    if panel.ticks:
+        x["axis"] = {"values": list(range(len(panel.ticks))), "labelExpr": f"{json.dumps(panel.ticks)}[datum.value]",
+                     "labelAngle": -35, "labelOverlap": False, "labelLimit": 140, "grid": False}  # fmt: skip
+        x["scale"] = {"domain": [-0.5, len(panel.ticks) - 0.5], "nice": False}
     layers = []
     for series in panel.series:
         common = {"x": x, "y": y, "color": colour}
@@ -77,6 +81,8 @@ def _panel(panel: Panel) -> dict[str, Any]:
                 bars = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
                 layers.append({"data": data, "mark": {"type": "rule", "strokeWidth": 1.2}, "encoding": bars})
             mark = {"type": "point", "filled": True, "size": 34, "opacity": 0.9}
+        elif panel.ticks and series.kind == "law":
+            mark = {"type": "tick", "orient": "horizontal", "thickness": 2.5, "width": 12, "opacity": 0.75}
         else:
             dash = [5, 4] if series.kind == "reference" else [1, 0]
             mark = {"type": "line", "strokeWidth": 1.8, "strokeDash": dash, "opacity": 0.75}

@@ -106,7 +106,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes: curves over a common x."""
+    """One set of axes: curves over a common x.
+
+    Attributes:
+        ticks: names of x = 0, 1, ... where x is no number; laws are then dashes instead of lines.
+    """
 
     title: str
     x: str
@@ -114,6 +118,7 @@ class Panel:
     series: tuple[Series, ...]
     log_x: bool = False
     log_y: bool = False
+    ticks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
