@@ -20,7 +20,6 @@ References  Ioffe and Szegedy (2015), Batch normalization: accelerating deep net
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -90,12 +89,13 @@ def _step(mean: float, spread: float, seed: int) -> Step:
     (made.tanh() - target).square().mean().backward()
     error, unit = made.grad.double(), (made.detach().double() - BIASES.view(1, -1, 1, 1)) / GAINS.view(1, -1, 1, 1)
     parts = torch.stack([error, error * unit])
+    beta, gamma, bias = (p.grad.double() for p in (norm.bias, norm.weight, below.bias))  # type: ignore[union-attr]
     over = (0, 2, 3)
     values = made.detach().double()
     return Step(
         read.detach().double().var(over, correction=0), values.mean(over), values.std(over, correction=0),
-        parts.sum((1, 3, 4)), torch.stack([norm.bias.grad, norm.weight.grad]).double(), parts.abs().sum((1, 3, 4)),
-        below.bias.grad.double(), (law.mean, law.std),  # type: ignore[union-attr]
+        parts.sum((1, 3, 4)), torch.stack([beta, gamma]), parts.abs().sum((1, 3, 4)),
+        bias, (law.mean, law.std),
         (float(values.mean()), float(values.std(correction=0))),
     )  # fmt: skip
 
