@@ -10,18 +10,24 @@ from tightrope.groups import param_groups
 from tightrope.initialize import initialize
 from tightrope.instruments import (
     BatchNoise,
+    Calibration,
+    Coverage,
     Curvature,
     CurvatureChange,
     JensenGap,
     NormEffect,
     NormEffects,
+    Temperature,
     Uncertainty,
     batch_noise,
+    calibration,
+    coverage,
     curvature,
     decompose,
     explain_norm,
     jensen_gap,
     stochastic,
+    temperature,
     uncertainty,
 )
 from tightrope.law import Law
@@ -34,7 +40,9 @@ from tightrope.subject import Subject
 
 __all__ = [
     "BatchNoise",
+    "Calibration",
     "Comparison",
+    "Coverage",
     "Curvature",
     "CurvatureChange",
     "Finding",
@@ -49,11 +57,14 @@ __all__ = [
     "Report",
     "Scaling",
     "Subject",
+    "Temperature",
     "TightropeError",
     "Uncertainty",
     "batch_noise",
+    "calibration",
     "check",
     "compare",
+    "coverage",
     "curvature",
     "decompose",
     "explain_norm",
@@ -66,5 +77,6 @@ __all__ = [
     "predict",
     "scaling",
     "stochastic",
+    "temperature",
     "uncertainty",
 ]

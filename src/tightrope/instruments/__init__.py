@@ -2,24 +2,33 @@
 
 import tightrope.instruments.stochastic as stochastic
 from tightrope.instruments.batch_noise import BatchNoise, batch_noise
+from tightrope.instruments.calibration import Calibration, calibration
+from tightrope.instruments.coverage import Coverage, coverage
 from tightrope.instruments.curvature import Curvature, CurvatureChange, curvature
 from tightrope.instruments.jensen import JensenGap, jensen_gap
 from tightrope.instruments.norms import NormEffect, NormEffects, explain_norm
+from tightrope.instruments.temperature import Temperature, temperature
 from tightrope.instruments.uncertainty import Uncertainty, decompose, uncertainty
 
 __all__ = [
     "BatchNoise",
+    "Calibration",
+    "Coverage",
     "Curvature",
     "CurvatureChange",
     "JensenGap",
     "NormEffect",
     "NormEffects",
+    "Temperature",
     "Uncertainty",
     "batch_noise",
+    "calibration",
+    "coverage",
     "curvature",
     "decompose",
     "explain_norm",
     "jensen_gap",
     "stochastic",
+    "temperature",
     "uncertainty",
 ]

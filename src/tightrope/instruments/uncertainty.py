@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from tightrope.errors import InputError
+from tightrope.instruments.classes import log_probabilities, output_tensor
 from tightrope.instruments.members import as_models, ensemble, masked
 from tightrope.instruments.variance import Part, Parts, of_entropy, of_moments, of_probabilities
 
 ASKED = "take the uncertainty apart"
-SUM = 1e-3
-"""How far probabilities may be from summing to one: what half precision leaves of a thousand of them."""
-
 Head = Literal["logits", "probabilities", "mean", "variance", "log-variance", "distribution"]
 HEADS: tuple[Head, ...] = ("logits", "probabilities", "mean", "variance", "log-variance", "distribution")
 
@@ -159,7 +157,7 @@ def decompose(
     if head == "distribution" and isinstance(outputs[0], Categorical):
         return _classes(_stack([o.logits for o in outputs]), source, head)
     if head in ("logits", "probabilities"):
-        return _classes(_stack([_first(o) for o in outputs]), source, head)
+        return _classes(_stack([output_tensor(o, ASKED) for o in outputs]), source, head)
     return _numbers(*_moments(outputs, head, noise), source, head)
 
 
@@ -168,16 +166,7 @@ def _classes(x: Tensor, source: str, head: Head) -> Uncertainty:
         raise InputError(
             ASKED, f"outputs have shape {tuple(x.shape[1:])}", "Pass one number for each of K >= 2 classes"
         )
-    if bool(x.isnan().any()) or bool((x == math.inf).any()):
-        raise InputError(ASKED, "outputs hold NaN or infinity", "Look for where they come from")
-    if head == "probabilities":
-        off = float((x.sum(-1) - 1).abs().max())
-        if float(x.min()) < 0 or off > SUM:
-            found = f"outputs are no probabilities: the least is {float(x.min()):.3g}, sums miss 1 by up to {off:.3g}"
-            raise InputError(ASKED, found, 'Pass head="logits", or apply a softmax')
-        log_p = (x / x.sum(-1, keepdim=True)).log()
-    else:
-        log_p = x.log_softmax(-1)
+    log_p = log_probabilities(x, "probabilities" if head == "probabilities" else "logits", ASKED)
     parts = of_probabilities(log_p)
     p = log_p.exp()
     return Uncertainty(
@@ -210,7 +199,7 @@ def _moments(outputs: list[Any], head: Head, noise: float | Tensor | None) -> tu
             raise InputError(ASKED, found, "Pass a head that says how to read it")
         return _stack([o.mean for o in outputs]), _stack([o.variance for o in outputs])
     if head == "mean":
-        means = _stack([_first(o) for o in outputs])
+        means = _stack([output_tensor(o, ASKED) for o in outputs])
         return means, None if noise is None else torch.as_tensor(noise).detach().double().cpu().expand_as(means)
     pairs = [_pair(o) for o in outputs]
     means, spread = _stack([p[0] for p in pairs]), _stack([p[1] for p in pairs])
@@ -231,18 +220,6 @@ def _pair(output: Any) -> tuple[Tensor, Tensor]:
         f" of {len(values)}" if isinstance(values, (tuple, list)) else ""
     )
     raise InputError(ASKED, found, "Return a pair (mean, variance), or a tensor whose last dimension holds both")
-
-
-def _first(output: Any) -> Tensor:
-    """The tensor of an output: itself, or what it calls its logits, or the first of several."""
-    if isinstance(output, Mapping):
-        output = output["logits"] if "logits" in output else next(iter(output.values()), None)
-    elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor):
-        raise InputError(ASKED, f"a member returns {type(output).__name__}", "Pass models that return a tensor")
-    return output
 
 
 def _stack(outputs: list[Tensor]) -> Tensor:
