@@ -3,26 +3,33 @@
 import tightrope.instruments.stochastic as stochastic
 from tightrope.instruments.batch_noise import BatchNoise, batch_noise
 from tightrope.instruments.calibration import Calibration, calibration
+from tightrope.instruments.compass import compass
 from tightrope.instruments.coverage import Coverage, coverage
 from tightrope.instruments.curvature import Curvature, CurvatureChange, curvature
+from tightrope.instruments.heading import Compass, Heading
 from tightrope.instruments.jensen import JensenGap, jensen_gap
 from tightrope.instruments.norms import NormEffect, NormEffects, explain_norm
 from tightrope.instruments.temperature import Temperature, temperature
 from tightrope.instruments.uncertainty import Uncertainty, decompose, uncertainty
+from tightrope.instruments.walk import Walk, walk
 
 __all__ = [
     "BatchNoise",
     "Calibration",
+    "Compass",
     "Coverage",
     "Curvature",
     "CurvatureChange",
+    "Heading",
     "JensenGap",
     "NormEffect",
     "NormEffects",
     "Temperature",
     "Uncertainty",
+    "Walk",
     "batch_noise",
     "calibration",
+    "compass",
     "coverage",
     "curvature",
     "decompose",
@@ -31,4 +38,5 @@ __all__ = [
     "stochastic",
     "temperature",
     "uncertainty",
+    "walk",
 ]

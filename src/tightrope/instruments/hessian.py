@@ -106,12 +106,12 @@ def hessian(
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     if parameters[0].is_meta:
         raise InputError(ASKED, "the parameters are on the meta device", "Pass a model that has its weights")
-    with undisturbed(), preserved(model), torch.enable_grad(), force_eager(), _twice_differentiable():
+    with undisturbed(), preserved(model), torch.enable_grad(), force_eager(), twice_differentiable():
         try:
             output = model(*args, **kwargs)
-            value = _value(output, of_output)
+            value = value_of(output, of_output)
             way, gradient = (
-                _second(value, parameters) if matrix == "hessian" else _outer(output, value, of_output, parameters)
+                second(value, parameters) if matrix == "hessian" else _outer(output, value, of_output, parameters)
             )
             yield Operator(parameters, value, gradient, way)
         except TightropeError:
@@ -122,13 +122,14 @@ def hessian(
 
 
 @contextmanager
-def _twice_differentiable() -> Iterator[None]:
+def twice_differentiable() -> Iterator[None]:
     """Fused attention and cuDNN's recurrent layers have no second derivative; their plain forms do."""
     with sdpa_kernel([SDPBackend.MATH]), torch.backends.cudnn.flags(enabled=False):
         yield
 
 
-def _value(output: Any, of_output: Callable[[Any], Tensor] | None) -> Tensor:
+def value_of(output: Any, of_output: Callable[[Any], Tensor] | None) -> Tensor:
+    """The loss of an output, as a finite number that depends on a parameter."""
     if of_output is not None:
         value: Any = of_output(output)
     else:
@@ -145,7 +146,8 @@ def _value(output: Any, of_output: Callable[[Any], Tensor] | None) -> Tensor:
     return value.reshape(())
 
 
-def _second(value: Tensor, parameters: list[Tensor]) -> tuple[Way, Tensor]:
+def second(value: Tensor, parameters: list[Tensor]) -> tuple[Way, Tensor]:
+    """Products with the second derivative of a value, and its gradient as one vector."""
     first = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
     gradient = _finite(flat(first, parameters))
     bent = [i for i, part in enumerate(first) if part is not None and part.requires_grad]
@@ -173,7 +175,7 @@ def _outer(
     cut = [x.detach().requires_grad_() for x in outputs]
     for i, x in zip(places, cut, strict=True):
         leaves[i] = x
-    top = _value(tree_unflatten(leaves, tree), of_output)
+    top = value_of(tree_unflatten(leaves, tree), of_output)
     slopes = torch.autograd.grad(top, cut, create_graph=True, materialize_grads=True)
     dual = [torch.zeros_like(x, requires_grad=True) for x in outputs]
     # J' w as a function of w: its derivative along w is J
@@ -213,4 +215,17 @@ def modes(model: nn.Module) -> tuple[str, ...]:
     return tuple(said)
 
 
-__all__ = ["ASKED", "Matrix", "Operator", "flat", "hessian", "modes", "unflat"]
+__all__ = [
+    "ASKED",
+    "RANDOM",
+    "Matrix",
+    "Operator",
+    "Way",
+    "flat",
+    "hessian",
+    "modes",
+    "second",
+    "twice_differentiable",
+    "unflat",
+    "value_of",
+]

@@ -47,6 +47,7 @@ class Run:
         basis: orthonormal vectors, shape (steps, n).
         values, weights, residuals: Ritz values, rising; weight of the start vector on each; ||A x - value x|| in the
             complement.
+        mix: the Ritz vectors in the basis, one a column.
         complete: the space of the start vector is exhausted, and the Ritz values are eigenvalues.
     """
 
@@ -82,7 +83,7 @@ class Run:
             self._step()
         diagonal, off = np.array(self.alphas), np.array(self.betas[:-1])
         values, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off, 1) + np.diag(off, -1))
-        self.values, self._mix = values, vectors
+        self.values, self.mix = values, vectors
         self.weights = vectors[0] ** 2
         self.residuals = np.abs(self.betas[-1] * vectors[-1])
 
@@ -109,7 +110,7 @@ class Run:
 
     def vectors(self, which: list[int]) -> Tensor:
         """Ritz vectors, shape (count, n)."""
-        mix = torch.as_tensor(self._mix[:, which].T.copy(), dtype=self._store.dtype, device=self._store.device)
+        mix = torch.as_tensor(self.mix[:, which].T.copy(), dtype=self._store.dtype, device=self._store.device)
         return mix @ self.basis
 
     def ceiling(self, risk: float = RISK) -> float:
