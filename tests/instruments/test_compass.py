@@ -199,7 +199,7 @@ def test_decay_and_smoothing_against_training_again() -> None:
     found = tr.compass(model, train=train, val=val, loss=F.cross_entropy, hyperparameters=values)
 
     def validation(decay: float, smooth: float) -> float:
-        return float(F.cross_entropy(fitted(train, decay, smooth)(val[0]), val[1]))
+        return float(F.cross_entropy(fitted(train, decay, smooth)(val[0]), val[1]).detach())
 
     h = 1e-3
     decay = (validation(0.02 + h / 4, 0.1) - validation(0.02 - h / 4, 0.1)) / (h / 2)
