@@ -53,7 +53,7 @@ class Sample:
 
 def compare_estimators(
     objective: Callable[[Tensor], Any], distribution: Distribution, *, parameters: Any = None, using: str = "",
-    draws: int = 4096, relative_error: float = 0.1, temperature: float = 0.5, seed: int = 0,
+    only: Sequence[str] = (), draws: int = 4096, relative_error: float = 0.1, temperature: float = 0.5, seed: int = 0,
 ) -> EstimatorComparison:  # fmt: skip
     """Compare estimators of the gradient of E f(z), z ~ q(z; theta), in theta.
 
@@ -74,6 +74,7 @@ def compare_estimators(
         parameters: theta: a tensor, several, a mapping or a module; by default all that the distribution's arguments
             are computed from and that require a gradient, else those arguments themselves.
         using: name of the estimator that is in use, to be judged.
+        only: names of the estimators to compare; all of them by default.
         draws: of each estimator.
         relative_error: of the whole gradient, E |g - g'|^2 / |g'|^2 to the root, that needed draws are counted for.
         temperature: of the relaxed draws.
@@ -89,14 +90,17 @@ def compare_estimators(
     if draws < 4 * BLOCKS or relative_error <= 0 or temperature <= 0:
         found = f"draws is {draws}, relative_error {relative_error}, temperature {temperature}"
         raise InputError(ASKED, found, f"Pass at least {4 * BLOCKS} draws and positive numbers")
-    if using and using not in (names := [way.name for way in WAYS]):
-        raise InputError(ASKED, f"there is no estimator {using!r}", f"Use one of {', '.join(names)}")
+    names = [way.name for way in WAYS]
+    for name in (*only, *([using] if using else [])):
+        if name not in names or (only and name not in only):
+            raise InputError(ASKED, f"there is no estimator {name!r}", f"Use one of {', '.join(only or names)}")
     with undisturbed(), torch.enable_grad():
         torch.manual_seed(seed)
         problem = pose(objective, distribution, parameters, temperature)
         truth = exact(problem)
         count = math.ceil(draws / BLOCKS)
-        samples: dict[str, Sample | str] = {way.name: _tried(problem, way, count) for way in WAYS}
+        asked = [way for way in WAYS if way.name in (only or names)]
+        samples = {way.name: _tried(problem, way, count) for way in asked}
     return _judged(problem, samples, truth, distribution, count * BLOCKS, relative_error, using)
 
 
@@ -157,7 +161,7 @@ def _judged(
     reference = "exact" if truth is not None else min(possible, key=lambda name: measured[name].trace.value)
     goal = (truth, torch.zeros_like(truth)) if truth is not None else _of(measured[reference])
     made = []
-    for way in WAYS:
+    for way in (way for way in WAYS if way.name in samples):
         found = samples[way.name]
         if isinstance(found, str):
             made.append(GradientEstimator(way.name, found, way.unbiased))
