@@ -1,4 +1,4 @@
-"""Remedies of modes: `set-mode`, `dropout-by-mode`, `move-dropout`, `bn-momentum`."""
+"""Remedies of modes: `set-mode`, `dropout-by-mode`, `move-dropout`, `rescale-mask`, `bn-momentum`."""
 
 from __future__ import annotations
 
@@ -49,9 +49,28 @@ def move_dropout(study: Study, finding: Finding) -> Remedy | None:
     )  # fmt: skip
 
 
+@remedy("rescale-mask")
+def rescale_mask(study: Study, finding: Finding) -> Remedy | None:
+    """Divide what a mask keeps by its share."""
+    if _op(study, finding) != "mul":
+        return None
+    kept = finding.evidence[0].measured
+    return Remedy(
+        "rescale-mask", "Divide by the share that is kept", f"x * mask / {kept:.3g}  # or torch.nn.Dropout(p)",
+        "none; evaluation stays as it is", Safety.ADVICE,
+    )  # fmt: skip
+
+
+def _op(study: Study, finding: Finding) -> str:
+    """The operation that a finding stands at."""
+    return next((entry.op for entry in study.tape.entries if entry.index == finding.index), "")
+
+
 @remedy("bn-momentum")
 def bn_momentum(study: Study, finding: Finding) -> Remedy | None:
     """Let running statistics arrive within the run."""
+    if _op(study, finding) != "batch_norm":
+        return None
     modules = [module for path in finding.modules if (module := study.models.find(path)) is not None]
 
     def act() -> None:
@@ -71,4 +90,4 @@ MOMENTUM = 0.1
 EVALUATION = "layers"
 """Unit of the evidence of an evaluation: the number of layers that ran as in training."""
 
-__all__ = ["EVALUATION", "bn_momentum", "dropout_by_mode", "move_dropout", "set_mode"]
+__all__ = ["EVALUATION", "bn_momentum", "dropout_by_mode", "move_dropout", "rescale_mask", "set_mode"]
