@@ -6,8 +6,10 @@ from tightrope.instruments.calibration import Calibration, calibration
 from tightrope.instruments.compass import compass
 from tightrope.instruments.coverage import Coverage, coverage
 from tightrope.instruments.curvature import Curvature, CurvatureChange, curvature
+from tightrope.instruments.expressivity import Expressivity, expressivity
 from tightrope.instruments.heading import Compass, Heading
 from tightrope.instruments.jensen import JensenGap, jensen_gap
+from tightrope.instruments.margin import Margin, margin
 from tightrope.instruments.norms import NormEffect, NormEffects, explain_norm
 from tightrope.instruments.temperature import Temperature, temperature
 from tightrope.instruments.uncertainty import Uncertainty, decompose, uncertainty
@@ -20,8 +22,10 @@ __all__ = [
     "Coverage",
     "Curvature",
     "CurvatureChange",
+    "Expressivity",
     "Heading",
     "JensenGap",
+    "Margin",
     "NormEffect",
     "NormEffects",
     "Temperature",
@@ -34,7 +38,9 @@ __all__ = [
     "curvature",
     "decompose",
     "explain_norm",
+    "expressivity",
     "jensen_gap",
+    "margin",
     "stochastic",
     "temperature",
     "uncertainty",
