@@ -87,6 +87,22 @@ def test_sequences_that_run_over_the_batch(judge: Judge, make: Any, word: str, s
     assert found.severity is severity
 
 
+def test_a_first_token_that_all_samples_share_is_all_that_the_scores_hold(judge: Judge) -> None:
+    torch.manual_seed(0)
+    model = Apply(
+        lambda m, x: m.head(m.body(m.embed(x))[:, 0]), embed=nn.Embedding(9, 16),
+        body=nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0), head=nn.Linear(16, 2),
+    )  # fmt: skip
+    ids = torch.randint(1, 9, (32, 7))
+    ids[:, 0] = 0
+    (finding,) = judge(CHECK, model, (ids, torch.arange(32) % 2))
+    assert "changes no scores at all" in finding.summary and finding.severity is Severity.FAULT
+    assert (
+        judge(CHECK, nn.Sequential(nn.Embedding(9, 16), nn.Flatten(), nn.Linear(112, 2)), (ids, torch.arange(32) % 2))
+        == []
+    )
+
+
 def test_statistics_over_the_batch(judge: Judge) -> None:
     (found,) = judge(CHECK, normed(BatchLayerNorm()), (torch.randn(32, 8), labels(32)))
     assert found.severity is Severity.WARNING

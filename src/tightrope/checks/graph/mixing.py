@@ -29,11 +29,13 @@ class Reach:
         first: the first call whose result holds the sample at other places than its own; None when there is none.
         source: id of what that call read.
         mixed: share of the other samples whose scores changed.
+        own: whether its own scores changed.
     """
 
     first: Entry | None = None
     source: int = -1
     mixed: float = 0.0
+    own: bool = True
 
 
 @dataclass
@@ -104,7 +106,7 @@ def reach(tape: Tape, scores: int, sources: dict[int, tuple[int, ...]], axis: in
             for number, a, b in zip(entry.outputs, before, after, strict=True):
                 changed = _difference(a, b)
                 if number == scores:
-                    found.mixed = _share(changed, place, length)
+                    found.mixed, found.own = _share(changed, place, length), bool(changed.any())
                 if changed.any() and not apart(changed, place, length):
                     touched = True
                 elif changed.any():

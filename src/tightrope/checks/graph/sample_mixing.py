@@ -6,9 +6,10 @@ Law       a model of independent samples is a function f applied to each: y_i = 
           with its target.
 Evidence  the recorded calls are made again with one sample replaced by another of the batch; the share of the other
           samples whose scores change, and the first call whose result holds the change outside its own sample.
-Verdict   `fault` when that call is a view that leaves the batch's length in place, or a recurrence or attention that
-          runs over the batch while another dimension stands in its place; `warning` for a tensor that is centred or
-          scaled by its own statistics over the batch in evaluation mode too.
+Verdict   where other samples' scores change, or not even the sample's own: `fault` when that call is a view that leaves
+          the batch's length in place, or a recurrence or attention that runs over the batch while another dimension
+          stands in its place; `warning` for a tensor that is centred or scaled by its own statistics over the batch in
+          evaluation mode too.
 Remedy    move the batch to the front before the view, `batch_first=True`, statistics over the features
           (`separate-samples`).
 Limits    batch norm mixes on purpose. Mixing by products (graphs, retrieval, contrastive scores), by statistics that
@@ -38,7 +39,9 @@ from tightrope.tape.rerun import Unplayable
 from tightrope.tape.tape import RECURRENT, Entry, Tape
 
 STAGE = "batch"
-EXPLAINS = ("train-eval-mismatch", "correlated-batch", *AFTERMATH)
+EXPLAINS = (
+    "vanishing-signal", "rank-collapse", "init-too-small", "train-eval-mismatch", "correlated-batch", *AFTERMATH,
+)  # fmt: skip
 REMEDIES = ("separate-samples",)
 
 STATISTICS = frozenset(("mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "amax", "amin", "median"))
@@ -81,7 +84,7 @@ def _mixed(tape: Tape, term: LossTerm) -> Reach | None:
     for number in sources:
         shape = tape.values[number].shape
         tried += [reach(tape, term.scores, sources, axis, shape[axis]) for axis in sources[number]]
-        if any(found.first is None or not found.mixed for found in tried):
+        if any(found.first is None or (found.own and not found.mixed) for found in tried):
             return None
         if len(tried) > 2:
             break
@@ -105,8 +108,12 @@ def _named(study: Study, term: LossTerm, found: Reach, entry: Entry) -> Finding 
         what, severity = f"{entry.op} over the batch scales each sample by the others", Severity.WARNING
     else:
         return None
-    fact = f"{what}; another sample in one place changes the scores of {found.mixed:.3g} of the others"
-    evidence = (Evidence("share of other samples whose scores change", found.mixed, 0.0),)
+    if found.own:
+        fact = f"{what}; another sample in one place changes the scores of {found.mixed:.3g} of the others"
+        evidence = (Evidence("share of other samples whose scores change", found.mixed, 0.0),)
+    else:
+        fact = f"{what}; another sample in one place changes no scores at all, its own included"
+        evidence = (Evidence("share of its own scores that change", 0.0, 1.0),)
     return Finding(
         "sample-mixing", severity, entry.module, location, fact, evidence, entry.index, modules=(entry.module,)
     )
