@@ -10,7 +10,16 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-INSTRUMENTS = ("batch-noise", "compass", "curvature", "estimators", "expressivity", "margin", "uncertainty")
+INSTRUMENTS = (
+    "batch-noise",
+    "compass",
+    "curvature",
+    "estimators",
+    "expressivity",
+    "margin",
+    "robustness",
+    "uncertainty",
+)
 PAGES = ("layers.md", *(f"instruments/{name}.md" for name in INSTRUMENTS))
 
 

@@ -9,6 +9,7 @@ from tightrope.fix import Fix, fix
 from tightrope.groups import param_groups
 from tightrope.initialize import initialize
 from tightrope.instruments import (
+    Attack,
     BatchNoise,
     Calibration,
     Compass,
@@ -17,10 +18,13 @@ from tightrope.instruments import (
     CurvatureChange,
     Expressivity,
     Heading,
+    JacobianNorms,
     JensenGap,
+    Lipschitz,
     Margin,
     NormEffect,
     NormEffects,
+    Robustness,
     Temperature,
     Uncertainty,
     Walk,
@@ -34,6 +38,7 @@ from tightrope.instruments import (
     expressivity,
     jensen_gap,
     margin,
+    robustness,
     stochastic,
     temperature,
     uncertainty,
@@ -48,6 +53,7 @@ from tightrope.step import measure, predict
 from tightrope.subject import Subject
 
 __all__ = [
+    "Attack",
     "BatchNoise",
     "Calibration",
     "Comparison",
@@ -60,14 +66,17 @@ __all__ = [
     "Fix",
     "Forecast",
     "Heading",
+    "JacobianNorms",
     "JensenGap",
     "Law",
+    "Lipschitz",
     "Margin",
     "Measurement",
     "NormEffect",
     "NormEffects",
     "Remedy",
     "Report",
+    "Robustness",
     "Scaling",
     "Subject",
     "Temperature",
@@ -92,6 +101,7 @@ __all__ = [
     "nn",
     "param_groups",
     "predict",
+    "robustness",
     "scaling",
     "stochastic",
     "temperature",

@@ -11,11 +11,13 @@ from tightrope.instruments.heading import Compass, Heading
 from tightrope.instruments.jensen import JensenGap, jensen_gap
 from tightrope.instruments.margin import Margin, margin
 from tightrope.instruments.norms import NormEffect, NormEffects, explain_norm
+from tightrope.instruments.robustness import Attack, JacobianNorms, Lipschitz, Robustness, robustness
 from tightrope.instruments.temperature import Temperature, temperature
 from tightrope.instruments.uncertainty import Uncertainty, decompose, uncertainty
 from tightrope.instruments.walk import Walk, walk
 
 __all__ = [
+    "Attack",
     "BatchNoise",
     "Calibration",
     "Compass",
@@ -24,10 +26,13 @@ __all__ = [
     "CurvatureChange",
     "Expressivity",
     "Heading",
+    "JacobianNorms",
     "JensenGap",
+    "Lipschitz",
     "Margin",
     "NormEffect",
     "NormEffects",
+    "Robustness",
     "Temperature",
     "Uncertainty",
     "Walk",
@@ -41,6 +46,7 @@ __all__ = [
     "expressivity",
     "jensen_gap",
     "margin",
+    "robustness",
     "stochastic",
     "temperature",
     "uncertainty",
