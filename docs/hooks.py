@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 import tightrope
 from tightrope.checks.registry import SECTIONS, Check, all_checks
@@ -24,6 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     pages = {
         "index.md": home(),
+        "zh/index.md": chinese_home(),
         "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "contributing.md": relative((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")),
         "checks.md": checks_page(),
@@ -38,9 +41,30 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """A page and its Chinese version name each other under their titles."""
+    here = page.file.src_uri
+    if here.startswith("zh/"):
+        there, name = here.removeprefix("zh/"), "English"
+    else:
+        there, name = "zh/instruments.md" if here.startswith("instruments/") else f"zh/{here}", "中文"
+    if files.get_file_from_path(there) is None:
+        return markdown
+    title, rest = markdown.split("\n", 1)
+    return f"{title}\n\n[{name}]({posixpath.relpath(there, posixpath.dirname(here))})\n{rest}"
+
+
 def home() -> str:
     """The README, its links seen from here."""
     return relative((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def chinese_home() -> str:
+    """The Chinese README, its links seen from `docs/zh/`: what has no Chinese page is a folder higher."""
+    text = re.sub(r"\]\(docs/(?!zh/)", "](docs/../", (ROOT / "README.zh.md").read_text(encoding="utf-8"))
+    for name in ("CHANGELOG", "CONTRIBUTING"):
+        text = text.replace(f"]({name}.md", f"](../{name.lower()}.md")
+    return relative(text.replace("](docs/zh/", "]("))
 
 
 def relative(text: str) -> str:
