@@ -154,3 +154,9 @@ def test_a_narrow_console_loses_no_line(sick: Report, width: int) -> None:
     stream = io.StringIO()
     Console(file=stream, width=width).print(sick)
     assert max(map(len, stream.getvalue().splitlines())) <= width
+
+
+def test_a_notebook_is_given_the_text_and_nothing_is_displayed(sick: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = terminal.render(sick, width=100, colour=False, encoding="utf-8")
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert terminal.render(sick, width=100, colour=False, encoding="utf-8") == plain

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,3 +50,11 @@ def test_paths_below_the_working_directory_are_shown_relative(tmp_path: Path, mo
     assert str(Location(str(tmp_path / "train.py"), 7)) == "train.py:7"
     assert str(Location("/elsewhere/train.py", 7)) == "/elsewhere/train.py:7"
     assert str(UNKNOWN) == "<unknown>:0"
+
+
+def test_a_cell_of_a_notebook_goes_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"/tmp/ipykernel_7/123.py": ("Cell", "In[3]")}
+    shell = SimpleNamespace(compile=SimpleNamespace(format_code_name=names.get))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert str(Location("/tmp/ipykernel_7/123.py", 5)) == "In[3]:5"
+    assert str(Location("train.py", 5)) == "train.py:5"

@@ -171,11 +171,12 @@ def make_report(
     loss = {study.step: study.measurement.loss for study in studies if study.measurement.loss is not None}
     from tightrope.version import VERSION
 
+    command = "" if "ipykernel" in sys.argv[0] else " ".join(sys.argv)  # a kernel's own arguments repeat nothing
     versions = {"python": platform.python_version(), "torch": torch.__version__, "tightrope": VERSION}
     return Report(
         findings, laws, title=title or type(next(iter(first.models.roots.values()), None)).__name__,
         steps=tuple(dict.fromkeys(study.step for study in studies)), tensors=tensors, unknown=unknown, loss=loss,
-        versions=versions, command=facts.pop("command", " ".join(sys.argv)), **facts,
+        versions=versions, command=facts.pop("command", command), **facts,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def render(
     plain = not encodable(encoding or getattr(sys.stdout, "encoding", None) or "utf-8")
     console = Console(
         file=stream, width=min(max(width, NARROW), WIDE), force_terminal=colour, no_color=not colour,
-        color_system="standard" if colour else None, highlight=False, legacy_windows=False,
+        color_system="standard" if colour else None, highlight=False, legacy_windows=False, force_jupyter=False,
     )  # fmt: skip
     console.print(Screen(report, plain=plain, saved=saved))
     return stream.getvalue()
@@ -228,7 +228,9 @@ def _closing(report: Report, told: Sequence[story.Group], saved: str, width: int
 
 def _wrapped(text: str, indent: str, width: int, style: str = "", most: int = 2) -> list[Text]:
     """At most `most` lines of running text."""
-    lines = Text(text, style).wrap(Console(width=width, file=io.StringIO()), width - len(indent) - 2)
+    lines = Text(text, style).wrap(
+        Console(width=width, file=io.StringIO(), force_jupyter=False), width - len(indent) - 2
+    )
     shown = [Text(indent).append_text(line) for line in lines[:most]]
     if len(lines) > most:
         shown[-1].append(" …")

@@ -25,8 +25,18 @@ class Location:
     function: str = ""
 
     def __str__(self) -> str:
+        cell = _cell(self.file)
+        if cell:
+            return f"{cell}:{self.line}"
         path = os.path.relpath(self.file) if os.path.isabs(self.file) else self.file
         return f"{self.file if path.startswith('..') else path}:{self.line}"
+
+
+def _cell(file: str) -> str:
+    """`In[3]` for the code of a notebook's cell, "" for a file."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    named = getattr(getattr(shell, "compile", None), "format_code_name", lambda file: None)(file)
+    return named[1] if named else ""
 
 
 UNKNOWN = Location("<unknown>", 0)
