@@ -37,7 +37,7 @@ def run(trial: Trial) -> Result:
     """What batch norm records of clips, of a process, and of a video."""
     seeds = trial.seeds(24, 48)
     batches = trial.pick(50, 200)
-    claims, clips, outputs, process = [], list[Series](), list[Series](), list[Series]()
+    claims, clips, outputs = [], list[Series](), list[Series]()
     for m in (4, 32):
         told = torch.tensor([[_clips(rho, m, batches, seed) for rho in RHOS] for seed in seeds])
         mean, error = _mean(told[..., 0])
@@ -48,17 +48,25 @@ def run(trial: Trial) -> Result:
             mean, error = _mean(told[..., 1])
             law = [1 / math.sqrt(1 - rho) for rho in RHOS]
             claims.append(Claim.curve("std of the outputs in evaluation mode", RHOS, law, mean, error, within=0.01))
-            outputs = _both("batches of 32", RHOS, law, mean, error)
+            fine = [i / 100 for i in range(96)]
+            outputs = [
+                Series("batches of 32", fine, [1 / math.sqrt(1 - rho) for rho in fine], kind="law"),
+                Series("batches of 32", RHOS, mean, error),
+            ]
     told = torch.tensor([[_process(m, batches, seed) for m in SIZES] for seed in seeds])
     mean, error = _mean(told)
     law = [(1 - _pairs(m)) * (m - 1) / m for m in SIZES]
     claims.append(Claim.curve(f"variance of m neighbours of a process, phi {PHI}", SIZES, law, mean, error))
-    process += _both("neighbours", SIZES, law, mean, error)
-    process.append(Series("independent", SIZES, [(m - 1) / m for m in SIZES], kind="reference"))
+    every = range(2, SIZES[-1] + 1)
+    process = [
+        Series("neighbours", every, [(1 - _pairs(m)) * (m - 1) / m for m in every], kind="law"),
+        Series("neighbours", SIZES, mean, error),
+        Series("independent", every, [(m - 1) / m for m in every], kind="reference"),
+    ]
     claims += _video(seeds)
     panels = (
         Panel("what a batch of one clip records", "correlation rho", "variance / true variance", tuple(clips)),
-        Panel("the layer in evaluation mode", "correlation rho", "std of its outputs", tuple(outputs), log_y=True),
+        Panel("the layer in evaluation mode", "correlation rho", "std of its outputs", tuple(outputs)),
         Panel("neighbours of a process", "batch size", "variance / true variance", tuple(process), log_x=True),
     )
     return Result(tuple(claims), panels, seeds)
