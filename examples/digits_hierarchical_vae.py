@@ -2,10 +2,11 @@
 
 tightrope run examples/digits_hierarchical_vae.py
 
-Both bounds on held-out digits are printed in nats: the evidence bound (one draw) and the tighter importance-weighted one
-(64 draws, Burda et al. 2016). What each level carries is its divergence from its prior; a level at 0 would be unused.
+Both bounds on held-out digits are printed in nats: the evidence bound (one draw) and the tighter importance-weighted
+one (64 draws, Burda et al. 2016). What a level carries is its divergence from its prior; a level at 0 would be unused.
 """
 
+import itertools
 import math
 import sys
 
@@ -38,7 +39,7 @@ class VAE(nn.Module):
     def __init__(self, sizes):
         super().__init__()
         self.up = nn.ModuleList(Gaussian(a, b) for a, b in zip([64, *sizes], sizes))
-        self.down = nn.ModuleList(Gaussian(b, a) for a, b in zip(sizes, sizes[1:]))
+        self.down = nn.ModuleList(Gaussian(b, a) for a, b in itertools.pairwise(sizes))
         self.decode = net(sizes[0], 64)
         self.log_noise = nn.Parameter(torch.tensor(-1.5))  # of a pixel given z1
 
@@ -64,7 +65,9 @@ class VAE(nn.Module):
     def importance_bound(self, x, draws=64):
         """log of the mean over draws of p(x, z) / q(z | x)."""
         posteriors, z, priors = self.draw(x.expand(draws, *x.shape))
-        log = -self.error(z[0], x) + sum((p.log_prob(v) - q.log_prob(v)).sum(-1) for q, p, v in zip(posteriors, priors, z))
+        log = -self.error(z[0], x) + sum(
+            (p.log_prob(v) - q.log_prob(v)).sum(-1) for q, p, v in zip(posteriors, priors, z)
+        )
         return (log.logsumexp(0) - math.log(draws)).mean()
 
 
@@ -89,7 +92,7 @@ def train(sizes, epochs):
         error, divergences = model(held)
     used = [float(d.mean()) for d in divergences]
     print(
-        f"{len(sizes)} stochastic layers {sizes}: evidence bound {-float(error.mean()) - sum(used):.2f}, importance-weighted "
+        f"stochastic layers {sizes}: evidence bound {-float(error.mean()) - sum(used):.2f}, importance-weighted "
         f"{float(model.importance_bound(held)):.2f}; the levels carry {', '.join(f'{u:.2f}' for u in used)} nats"
     )
 
