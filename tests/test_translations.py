@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WHOLE = ("README", "tour")
+WHOLE = ("README", "doctor", "faq", "forecast", "layers", "tour")
 """Pages with a Chinese version of the same parts."""
 FENCE = re.compile(r"^```.*?^```", flags=re.M | re.S)
 
