@@ -53,3 +53,14 @@ def test_figures_of_each_section_are_the_same(name: str) -> None:
     english, chinese = pair(name)
     for (_, theirs), (_, ours) in zip(sections(english), sections(chinese), strict=True):
         assert Counter(figures(ours)) == Counter(figures(theirs)), theirs.splitlines()[0]
+
+
+def test_code_and_figures_of_the_page_of_instruments_are_those_of_their_own_pages() -> None:
+    chinese = (ROOT / "docs/zh/instruments.md").read_text(encoding="utf-8")
+    pages = [(ROOT / "docs/zh" / link).read_text(encoding="utf-8") for link in re.findall(r"\]\(([^)]*)\)", chinese)]
+    english = "\n".join(pages)
+    lines = {line.strip() for page in pages for block in blocks(page) for line in block.split("\n")}
+    for block in blocks(chinese):
+        for line in block.split("\n"):
+            assert line.strip() in lines, line
+    assert set(figures(FENCE.sub("", chinese))) <= set(figures(english))
