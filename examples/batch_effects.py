@@ -56,9 +56,8 @@ for name, x in (("standardised together", pooled), ("standardised per laboratory
     model = fit(x)
     right = (model(x).argmax(1) == sick).float()
     told = tr.calibration(model(x[~seen]), sick[~seen])
-    print(
-        f"{name:<28} {100 * between(x):>10.0f} % {right[seen].mean():>21.2f} {right[~seen].mean():>9.2f}  {told.verdict}"
-    )
+    known, new = right[seen].mean(), right[~seen].mean()
+    print(f"{name:<28} {100 * between(x):>10.0f} % {known:>21.2f} {new:>9.2f}  {told.verdict}")
 
 # Files come laboratory by laboratory. A batch of one laboratory repeats itself.
 print("\nGradients of a new net, batches of 32 from one laboratory each, and mixed:")

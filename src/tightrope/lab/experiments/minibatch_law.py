@@ -6,7 +6,7 @@ Law         Var(mean of m) = sigma^2 / m (1 + (m - 1) rho), where rho is the cor
             variance between the classes' means.
 Setting     gradients of a classifier of handwritten digits, 64-16-10, at its initial weights, all parameters summed.
             sigma^2 and B are those of the 1,797 digits, exactly. Batches of 1 to 256 are drawn with s of 0, 0.5 and
-            0.9; `batch_noise` sees 128 batches of 16 only.
+            0.9; `batch_noise` sees 64 batches of 16 only.
 Band        none: the law is exact, the digits are drawn with replacement.
 Reading     lines are the law from sigma^2 and B, points the variance of drawn batches, and what the instrument says.
             Without a theme the variance falls for ever; with one, sixteen times the samples may buy nothing.
@@ -29,19 +29,19 @@ from tightrope.lab.experiment import Claim, Panel, Result, Series, Trial
 PRINCIPLES = ("P15",)
 SIZES = (1, 4, 16, 64, 256)
 THEMES = (0.0, 0.5, 0.9)
-SEEN, BATCHES = 16, 128
+SEEN, BATCHES = 16, 64
 """Batches that the instrument sees."""
 
 
 def run(trial: Trial) -> Result:
     """Variance over sizes and themes, and what the instrument makes of it."""
     data = _Digits()
-    seeds = trial.seeds(6, 24)
+    seeds = trial.seeds(14, 32)
     claims, variances, worth = [], list[Series](), list[Series]()
     for theme in THEMES:
         rho = theme**2 * data.between / data.sigma2
         law = [data.sigma2 / m * (1 + (m - 1) * rho) for m in SIZES]
-        drawn = torch.tensor([[data.variance(m, theme, seed, trial.pick(300, 600)) for m in SIZES] for seed in seeds])
+        drawn = torch.tensor([[data.variance(m, theme, seed, trial.pick(130, 400)) for m in SIZES] for seed in seeds])
         mean, error = _mean(drawn)
         name = "no theme" if theme == 0 else f"theme {theme:g}"
         claims.append(
