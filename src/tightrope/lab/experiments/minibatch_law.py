@@ -37,7 +37,7 @@ def run(trial: Trial) -> Result:
     """Variance over sizes and themes, and what the instrument makes of it."""
     data = _Digits()
     seeds = trial.seeds(14, 32)
-    claims, variances, worth = [], list[Series](), list[Series]()
+    claims, variances, told_curves = [], list[Series](), list[Series]()
     for theme in THEMES:
         rho = theme**2 * data.between / data.sigma2
         law = [data.sigma2 / m * (1 + (m - 1) * rho) for m in SIZES]
@@ -55,14 +55,16 @@ def run(trial: Trial) -> Result:
         told = [
             batch_noise(data.net, data.loader(theme, seed), loss=F.cross_entropy, batches=BATCHES) for seed in seeds
         ]
-        effective = [_mean(torch.tensor([noise.sigma2.value / noise.variance(m) for noise in told])) for m in SIZES]
-        worth += [
-            Series(name, fine, [m / (1 + (m - 1) * rho) for m in fine], kind="law"),
-            Series(name, SIZES, [e[0][0] for e in effective], [e[1][0] for e in effective]),
+        told_mean, told_error = _mean(torch.tensor([[noise.variance(m) for m in SIZES] for noise in told]))
+        told_curves += [
+            Series(name, fine, [data.sigma2 / m * (1 + (m - 1) * rho) for m in fine], kind="law"),
+            Series(name, SIZES, told_mean, told_error),
         ]
         if theme:
             middle, spread = _mean(torch.tensor([noise.rho.value for noise in told if noise.rho is not None]))
             claims.append(Claim.equal(f"rho by `batch_noise`, {name}", rho, middle[0], spread[0]))
+            text = f"variance at m = {SIZES[-1]} as `batch_noise` extrapolates it, {name}"
+            claims.append(Claim.equal(text, law[-1], told_mean[-1], told_error[-1]))
     middle, spread = _mean(torch.tensor([noise.sigma2.value for noise in told]))
     claims.append(Claim.equal("sigma^2 by `batch_noise`, theme 0.9", data.sigma2, middle[0], spread[0]))
     panels = (
@@ -70,8 +72,8 @@ def run(trial: Trial) -> Result:
         Panel(
             "as batch_noise extrapolates from batches of 16",
             "batch size",
-            "samples it is worth",
-            tuple(worth),
+            "variance, all parameters",
+            tuple(told_curves),
             True,
             True,
         ),
