@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Normal, kl_divergence
 
 import tightrope as tr
 from tightrope.inputs import bind
@@ -116,3 +117,53 @@ def test_prediction_is_theory_and_uses_no_random_numbers() -> None:
     second = tr.predict(model, x)
     assert first.laws == second.laws
     assert first.gradients == second.gradients
+
+
+class Drawing(nn.Module):
+    """A latent variable by `torch.distributions`, which looks at the numbers of its arguments and broadcasts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
+        self.decode = nn.Linear(32, 64)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.encode(x).chunk(2, -1)
+        q = Normal(mean, (logvar / 2).exp())
+        return self.decode(q.rsample()), kl_divergence(q, Normal(torch.zeros(32), 1.0)).sum(-1)
+
+
+def test_draws_of_torch_distributions_are_predicted() -> None:
+    torch.manual_seed(0)
+    model, x = Drawing(), torch.randn(512, 64)
+
+    def loss(output: tuple[Tensor, Tensor]) -> Tensor:
+        return (output[0] - x.to(output[0].device)).square().sum(-1).mean() + output[1].mean()
+
+    held = Distribution._validate_args
+    forecast, measurement = tr.predict(model, x, loss=loss), tr.measure(model, x, loss=loss)
+    assert Distribution._validate_args is held
+    assert not forecast.unknown and not forecast.simulated
+    rows = [row for row in tr.compare(forecast, measurement).rows if row.op in ("linear", "chunk", "expand", "exp")]
+    assert {row.op for row in rows} == {"linear", "chunk", "expand", "exp"}
+    for row in rows:
+        if row.predicted_std:
+            assert row.predicted_std == pytest.approx(row.measured_std, rel=0.1)
+            assert row.predicted_grad_rms == pytest.approx(row.measured_grad_rms, rel=0.4)
+
+
+def test_recording_changes_nothing_of_a_broadcast() -> None:
+    a, b = torch.randn(3, 1, requires_grad=True), torch.randn(4, requires_grad=True)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(a.detach()), nn.Parameter(b.detach())
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = torch.broadcast_tensors(self.a * x, self.b)
+            assert left.shape == right.shape == (3, 4)
+            return (left * right).sum()
+
+    measurement = tr.measure(Both(), torch.ones(3, 1), loss=lambda out: out)
+    assert [entry.op for entry in measurement.tape.entries].count("expand") == 2

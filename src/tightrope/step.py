@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils._pytree import tree_flatten, tree_map
 
 from tightrope.errors import InputError, RecordError, TightropeError
@@ -61,8 +63,20 @@ def trace(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Tape:
     args, kwargs = tree_map(abstract, arguments(model, inputs))
     tapes: list[Tape] = []
     tracer = Tracer(content=content, roots={"": model}, on_backward=tapes.append)
-    record(model, args, kwargs, loss, tracer)
+    with _unvalidated():
+        record(model, args, kwargs, loss, tracer)
     return tapes[-1]
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Distributions do not look at the numbers of their arguments by default: on shapes alone there are none."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def measure(model: nn.Module, inputs: Any, *, loss: Loss | None = None) -> Measurement:

@@ -181,6 +181,13 @@ class Recorder(TorchFunctionMode):
         if function in COMPOSITES:
             with entered(self):
                 return function(*args, **kwargs)
+        if (
+            function is torch.broadcast_tensors
+        ):  # each of them is seen to be expanded: a result depends on its own alone
+            shape, expanded = torch.broadcast_shapes(*(t.shape for t in args)), []
+            for tensor in args:
+                expanded.append(self._call(torch.Tensor.expand, "expand", (tensor, shape), {}))
+            return tuple(expanded)
         name = op_name(function)
         if name in ("backward", "grad") and getattr(function, "__wrapped__", function) in _BACKWARD:
             return self._backward(function, args, kwargs)
