@@ -13,7 +13,7 @@ Band        exact for normal z, but for the samples. In the nets the forecast's 
             of one length; of digits of several lengths it is a mixture, whose centre and tails hold more.
 Reading     dashes and lines are the law, points the measurement. Large weights push tanh and the sigmoid out of their
             spot on both sides, never ReLU, whose share is a half at any scale.
-References  Glorot and Bengio (2010), Understanding the difficulty of training deep feedforward neural networks, AISTATS;
+References  Glorot and Bengio (2010), Understanding the difficulty of training deep feedforward networks, AISTATS;
             Hendrycks and Gimpel (2016), Gaussian error linear units, arXiv 1606.08415.
 """
 
