@@ -101,7 +101,8 @@ def _table(low: int, high: int, std: float) -> Tensor:
     weights = weights * torch.exp(-(REACH * nodes).square() / 2)
     weights = weights / weights.sum()
     z = std * REACH * nodes
-    y = torch.exp(torch.arange(low, high + 1, dtype=DTYPE).unsqueeze(1) * STEP + z)
+    # beyond e^7 nothing is left of e^-y, and y itself would overflow for scores that scatter by 40 or more
+    y = torch.exp((torch.arange(low, high + 1, dtype=DTYPE).unsqueeze(1) * STEP + z).clamp(max=7.0))
     faded = torch.exp(-y)
     alone = (faded @ weights).clamp(min=1e-300)
     lost = -torch.expm1(-y) @ weights
