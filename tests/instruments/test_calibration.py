@@ -133,6 +133,16 @@ def test_shapes_that_losses_take() -> None:
     assert tr.calibration(logits.numpy(), y.numpy()).ece == flat.ece
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_probabilities_are_probabilities(dtype: torch.dtype) -> None:
+    logits, y = calibrated(200, 50)
+    found = tr.calibration(logits.softmax(1).to(dtype), y)
+    assert found.read == "probabilities"
+    assert found.ece.value == pytest.approx(tr.calibration(logits, y).ece.value, abs=0.01)
+    members = logits.softmax(1).to(dtype).expand(3, -1, -1)
+    assert tr.decompose(members, head="probabilities").identical
+
+
 def test_says_what_it_found() -> None:
     logits, y = calibrated(500)
     text = str(tr.calibration(2 * logits, y))
@@ -255,6 +265,7 @@ LOGITS, LABELS = torch.eye(3), torch.arange(3)
         (lambda: tr.calibration(LOGITS, torch.full((3,), -100)), "every label is ignored"),
         (lambda: tr.calibration(LOGITS * math.nan, LABELS), "NaN"),
         (lambda: tr.calibration(2 * LOGITS, LABELS, head="probabilities"), "no probabilities"),
+        (lambda: tr.calibration(LOGITS / 2, LABELS), r"in \[0, 1\], but sums miss 1 by up to 0.5"),
         (lambda: tr.calibration(torch.zeros(0, 3), torch.zeros(0)), "no prediction"),
         (lambda: tr.temperature(LOGITS, LABELS), "all 3 samples is right"),
         (lambda: tr.temperature(LOGITS, (LABELS + 1) % 3), "tell nothing"),

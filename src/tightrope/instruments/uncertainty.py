@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 from tightrope.errors import InputError
-from tightrope.instruments.classes import log_probabilities, output_tensor
+from tightrope.instruments.classes import log_probabilities, output_tensor, slack
 from tightrope.instruments.members import as_models, ensemble, masked
 from tightrope.instruments.variance import Part, Parts, of_entropy, of_moments, of_probabilities
 
@@ -157,16 +157,17 @@ def decompose(
     if head == "distribution" and isinstance(outputs[0], Categorical):
         return _classes(_stack([o.logits for o in outputs]), source, head)
     if head in ("logits", "probabilities"):
-        return _classes(_stack([output_tensor(o, ASKED) for o in outputs]), source, head)
+        tensors = [output_tensor(o, ASKED) for o in outputs]
+        return _classes(_stack(tensors), source, head, slack(tensors[0]))
     return _numbers(*_moments(outputs, head, noise), source, head)
 
 
-def _classes(x: Tensor, source: str, head: Head) -> Uncertainty:
+def _classes(x: Tensor, source: str, head: Head, near: float = 0.0) -> Uncertainty:
     if x.dim() < 2 or x.shape[-1] < 2:
         raise InputError(
             ASKED, f"outputs have shape {tuple(x.shape[1:])}", "Pass one number for each of K >= 2 classes"
         )
-    log_p = log_probabilities(x, "probabilities" if head == "probabilities" else "logits", ASKED)
+    log_p = log_probabilities(x, "probabilities" if head == "probabilities" else "logits", ASKED, near)
     parts = of_probabilities(log_p)
     p = log_p.exp()
     return Uncertainty(

@@ -36,7 +36,7 @@ def run(trial: Trial) -> Result:
     seeds = trial.seeds(12, 24)
     x, y = _digits()
     covariance, widened = _covariance(x, seeds, trial.pick(20, 80))
-    ridge, fitted = _ridge(x, y, seeds, trial.pick(60, 200))
+    ridge, fitted = _ridge(x, y, trial.seeds(24, 48), trial.pick(30, 120))
     gaps, panel = _gaps(x, seeds[: trial.pick(8, 16)], trial.pick(256, 512))
     return Result((*covariance, *ridge, *gaps), (panel, widened, fitted), seeds)
 
