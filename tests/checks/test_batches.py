@@ -94,6 +94,16 @@ def test_numbers_in_order_with_a_loader() -> None:
     assert "shuffle=True" in finding.remedy.edit.after
 
 
+def test_labels_that_were_divided_until_one_is_left() -> None:
+    def train() -> None:
+        x, y = digits()
+        fit(mlp(64, 10), drawn(x, (y / 16).long(), 32, 20), F.cross_entropy)
+
+    (finding,) = found(train, "label-order")
+    assert finding.severity is Severity.FAULT and "every label of 10 batches is class 0, of 10" in finding.summary
+    assert [remedy.name for remedy in finding.remedies] == ["fix-labels"]
+
+
 def test_copies_of_one_sample() -> None:
     """Labels are then ordered too, and only an echo."""
 
@@ -280,6 +290,35 @@ def one_sample_a_batch() -> None:
     x, y = digits()
     order = y.argsort()
     fit(mlp(64, 10), in_order(x[order], y[order], 1, 40), F.cross_entropy)
+
+
+@healthy
+def the_positive_comes_first() -> None:
+    x, _ = digits()
+    encode = mlp(64, 16)
+    optimizer = torch.optim.Adam(encode.parameters(), lr=1e-3)
+    first = torch.zeros(32, dtype=torch.long)
+    for _ in range(20):
+        a, b = (encode(x[:32] + 0.1 * torch.randn(32, 64)) for _ in range(2))
+        scores = torch.cat([(a * b).sum(1, keepdim=True), a @ b.roll(1, 0).T], 1)
+        optimizer.zero_grad()
+        F.cross_entropy(scores, first).backward()
+        optimizer.step()
+
+
+@healthy
+def two_domains_in_turn() -> None:
+    x, y = digits()
+    body, label, domain = mlp(64, 16), nn.Linear(16, 10), nn.Linear(16, 2)
+    optimizer = torch.optim.Adam([*body.parameters(), *label.parameters(), *domain.parameters()], lr=1e-3)
+    zeros, ones = torch.zeros(32, dtype=torch.long), torch.ones(32, dtype=torch.long)
+    for _ in range(20):
+        rows, others = torch.randint(0, 900, (32,)), torch.randint(900, 1797, (32,))
+        a, b = body(x[rows]), body(x[others])
+        optimizer.zero_grad()
+        loss = F.cross_entropy(label(a), y[rows]) + F.cross_entropy(domain(a), zeros)
+        (loss + F.cross_entropy(domain(b), ones)).backward()
+        optimizer.step()
 
 
 @healthy

@@ -697,6 +697,26 @@ def test_a_rate_is_judged_on_one_batch_and_nothing_is_changed() -> None:
 # -- clipping, scales, decay ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("divisor", "scaled", "faults"), [(1e5, False, 1), (1e5, True, 0), (1.0, False, 0)])
+def test_gradients_that_float16_has_no_numbers_for(divisor: float, scaled: bool, faults: int) -> None:
+    def train() -> None:
+        model = net(16, 64, 64, 4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-12)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        for _ in range(12):
+            x, y = batch()
+            with torch.autocast("cpu", torch.float16):
+                scores = model(x)
+            loss = F.cross_entropy(scores.float(), y) / divisor
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    found = [f for f in findings(train) if f.check == "loss-scale"]
+    assert [f.severity for f in found] == [Severity.FAULT] * faults
+
+
 def test_a_scale_that_never_fits() -> None:
     def train() -> None:
         model = net(16, 32, 4)

@@ -169,3 +169,25 @@ def test_a_module_without_a_class_of_its_own_leaves_torch_alone() -> None:
 
     rehearse(body, record=(1,))
     assert nn.Module.__dict__["__call__"] is call
+
+
+def test_a_logarithm_of_the_script_that_was_warned_of_is_the_cause_when_the_loss_is_lost() -> None:
+    def body() -> None:
+        torch.manual_seed(0)
+        x = torch.randn(64, 8)
+        y = (x[:, 0] > 0).float()
+        model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+        optimizer = torch.optim.Adam(model.parameters(), 0.1)
+        for _ in range(40):
+            p = torch.sigmoid(3 * model(x).squeeze(1))
+            loss = -(y * torch.log(p) + (1 - y) * torch.log(1 - p)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    report = rehearse(body, record=(1,)).report
+    assert report is not None
+    first, *rest = [f for f in report.findings if f.severity.value != "advice"]
+    assert (first.check, first.caused_by) == ("naive-log", None) and 1 < first.step < 40
+    assert "reads 1 - sigmoid" in first.summary and "though the models' outputs are finite" in first.summary
+    assert rest and all(f.caused_by == "naive-log" for f in rest)

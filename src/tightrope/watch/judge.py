@@ -115,6 +115,10 @@ class Judge:
         if made is not None:
             summary = f"the models' outputs and parameters are finite and {what}: it is lost outside the modules"
             evidence = (Evidence("loss", loss if loss is not None else math.nan),)
+            warned = next((f for p in reversed(self.passes) for f in p.findings if _unsafe(f)), None)
+            if warned is not None:
+                fact = f"{warned.summary}; now {what} though the models' outputs are finite"
+                self.caught.append(replace(warned, severity=Severity.FAULT, summary=fact, step=step))
             self.caught.append(Finding("non-finite", Severity.FAULT, "", place, summary, evidence, step=step))
         return f"At step {step} {what}; the step after it was recorded.", False
 
@@ -197,6 +201,11 @@ class Judge:
         lost = self.untrained + sum(step > self.untrained for step in self.restarts)
         findings = diagnose([replace(study, step=study.step - lost)], stages)
         return tuple(replace(finding, step=study.step) for finding in findings)
+
+
+def _unsafe(finding: Finding) -> bool:
+    """Whether an operation of the script's own was found that may lose numbers."""
+    return finding.check in ("naive-log", "naive-softmax", "half-precision-overflow") and not finding.module
 
 
 def _own_loss(tape: Tape, meter: Meter, loss: float | None) -> float | None:

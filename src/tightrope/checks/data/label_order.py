@@ -5,16 +5,18 @@ Law       of n samples drawn at random the mean label varies as sigma^2 / n. Wit
           a single class. The gradient then points to the class at hand, each batch undoes what the last one taught, and
           batch statistics are those of a class.
 Evidence  one-way analysis of variance of the labels (shares of classes, or numbers) over the batches of the first
-          steps: F = n times the variance of the batch means over the variance within, which is 1 by chance, and
-          rho = (F - 1) / (F - 1 + n).
+          steps: F = n times the variance of the batch means over the variance within, which is 1 by chance, and rho =
+          (F - 1) / (F - 1 + n).
 Verdict   rho of 0.5 or more over at least 8 different batches of at least 4 samples, 5 standard deviations beyond
           chance and beyond 199 random regroupings: `warning`; `fault` at 0.9 for classes. For numbers it is reported
           only where the program is seen to go through stored data in order, and as `advice` where the inputs are
-          sequences, which some programs must read in order.
-Remedy    shuffle the data: `shuffle=True` of the `DataLoader`, or a permutation before the loop (`shuffle`).
+          sequences, which some programs must read in order. `fault` too where a linear head of several classes is given
+          one and the same class in every batch, and the program has no other labels.
+Remedy    the line that makes the labels; for their order shuffle the data: `shuffle=True` of the `DataLoader`, or a
+          permutation before the loop (`shuffle`).
 Limits    samplers that balance classes make F smaller than 1 and are fine. Full-batch training has one batch. Batches
-          of one sample, and targets that never vary at one place (real and fake of a GAN), say nothing. Losses that
-          are not among torch's own functions are not followed.
+          of one sample, and targets that never vary at one place (real and fake of a GAN), say nothing. Losses that are
+          not among torch's own functions are not followed.
 References  Bottou (2012), Stochastic gradient descent tricks; Kish (1965), Survey sampling (design effect); Bengio,
           Louradour, Collobert, Weston (2009), Curriculum learning, ICML.
 """
@@ -28,7 +30,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tightrope.checks.echoes import AFTERMATH
-from tightrope.finding import Evidence, Finding, Severity
+from tightrope.checks.loss.heads import loss_terms, maker
+from tightrope.checks.trace import is_weighted, origin, producers
+from tightrope.finding import Evidence, Finding, Remedy, Safety, Severity
 from tightrope.measure.batches import Batches, Split, Stream, beyond_chance, split
 from tightrope.study import Study
 from tightrope.subject import Subject
@@ -42,10 +46,15 @@ LARGE = 0.5  # from here on more of the labels' variance lies between batches th
 PURE = 0.9  # a batch of 32 is worth 1.1 samples
 BATCHES, SAMPLES = 8, 4  # F has then 7 degrees of freedom above and 24 below: 5 deviations are beyond a chance of 1e-3
 DEVIATIONS = 5.0
+LOOK = "print(labels.unique(return_counts=True))  # divided, cast or indexed one time too many"
 
 
 def judge(study: Study, batches: Batches) -> Iterator[Finding]:
     """A finding for the loss whose labels are most strongly ordered."""
+    only = _one_class(study, batches)
+    if only is not None:
+        yield only
+        return
     found = [(judged, stream) for stream in batches.targets if (judged := ordered(stream)) is not None]
     found = [(s, t) for s, t in found if t.holds_classes or t.sliced or batches.sequential]
     if not found:
@@ -68,6 +77,36 @@ def judge(study: Study, batches: Batches) -> Iterator[Finding]:
             Evidence("batches", float(how.groups)),
         ),
     )  # fmt: skip
+
+
+def _one_class(study: Study, batches: Batches) -> Finding | None:
+    """Labels that are one number all along, below a head that tells several classes apart.
+
+    Contrastive losses put the right one first, but their scores are products of features; of a discriminator's two
+    kinds of labels each has a place of its own.
+    """
+    if len(batches.targets) != 1 or not (stream := batches.targets[0]).holds_classes:
+        return None
+    samples = [sample for sample in stream.samples if len(sample.rows) >= SAMPLES]
+    classes = set().union(*(sample.rows.flatten().tolist() for sample in samples)) if samples else set()
+    if len(samples) < BATCHES or len(classes) != 1 or stream.made:
+        return None
+    made = producers(study.tape)
+    for term in loss_terms(study.tape):
+        head = maker(study.tape, made, term.scores)
+        if term.kind not in ("cross_entropy", "nll") or term.target is None or head is None:
+            continue
+        known = study.tape.values[term.scores].shape[-1]
+        if head.op != "linear" or not is_weighted(study.tape, head) or origin(made, term.target) in made or known < 2:
+            continue
+        count = sum(len(sample.rows) for sample in samples)
+        return Finding(
+            "label-order", Severity.FAULT, "", str(batches.built or stream.place.location),
+            f"every label of {len(samples)} batches is class {classes.pop():.0f}, of {known} that the head tells apart",
+            (Evidence("classes among the labels", 1.0, float(known)), Evidence("labels looked at", float(count))),
+            remedies=(Remedy("fix-labels", "Look at the labels where they are made", LOOK, "none", Safety.ADVICE),),
+        )  # fmt: skip
+    return None
 
 
 def ordered(stream: Stream) -> Split | None:

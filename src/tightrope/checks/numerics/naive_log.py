@@ -47,7 +47,12 @@ RUN = 1000  # steps of a short run: so many batches are read
 
 
 def judge(study: Study) -> Iterator[Finding]:
-    """A finding for each logarithm of what is, or may become, zero."""
+    """A finding for each logarithm of what is, or may become, zero; the one nearest to it first."""
+    found = list(_found(study))
+    yield from sorted(found, key=lambda f: (f.severity.rank, -f.evidence[0].measured / (f.evidence[0].expected or 1.0)))
+
+
+def _found(study: Study) -> Iterator[Finding]:
     tape = study.tape
     made = producers(tape)
     depends = learned(tape) - tape.parametric
