@@ -69,7 +69,9 @@ def compare_estimators(
 
     Args:
         objective: f, of one draw (shape `batch_shape + event_shape` of the distribution), to one number. Draws run
-            side by side under `torch.func.vmap` where they can, else one by one. Nets in it belong in evaluation mode.
+            side by side under `torch.func.vmap` where they can, else one by one. It may contain theta directly, as an
+            evidence bound does: that part of the gradient, of the same draw, is added to every estimator. Nets in it
+            belong in evaluation mode.
         distribution: q, of `torch.distributions`, also `Independent`, transformed and mixed ones.
         parameters: theta: a tensor, several, a mapping or a module; by default all that the distribution's arguments
             are computed from and that require a gradient, else those arguments themselves.
@@ -81,8 +83,8 @@ def compare_estimators(
         seed: of the draws; the random state is left as it was.
 
     Raises:
-        InputError: no such distribution, objective, parameters or estimator; the objective is not finite or depends on
-            theta also directly; too few draws.
+        InputError: no such distribution, objective, parameters or estimator; an objective that is not finite; too few
+            draws.
 
     References:
         Mohamed, Rosca, Figurnov, Mnih (2020), Monte Carlo gradient estimation in machine learning, JMLR 21.

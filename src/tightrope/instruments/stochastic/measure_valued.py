@@ -36,7 +36,12 @@ def measure_valued(problem: Problem, count: int) -> Tensor:
         surrogate = _shifted(problem, core.sample(), core.sample(), core.rate)
     else:
         raise NotAdmittedError(f"no decomposition of the derivative of {type(core).__name__} is known")
-    return problem.gradients(surrogate, own)
+    made = problem.gradients(surrogate, own)
+    if not problem.direct:
+        return made
+    with torch.no_grad():
+        z = q.sample()
+    return made + problem.explicit(z)
 
 
 def _replaced(problem: Problem, z: Tensor, new: Tensor) -> Tensor:
@@ -139,7 +144,8 @@ def exact(problem: Problem) -> Tensor | None:
         f = problem.values(z).double()
     chance = probs.reshape(places, -1).double()
     joint = chance[torch.arange(places, device=probs.device), which].prod(1)
-    return problem.gradients((joint * f).sum(), own)[0]
+    more = (joint.detach()[:, None] * problem.explicit(z)).sum(0) if problem.direct else 0.0
+    return problem.gradients((joint * f).sum(), own)[0] + more
 
 
 __all__ = ["exact", "measure_valued"]

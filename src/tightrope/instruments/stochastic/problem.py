@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch.distributions import Distribution, Independent
 
 from tightrope.errors import InputError
 from tightrope.instruments.stochastic.parts import ASKED, Parts, checked, leaves
+
+ABREAST = 128
+"""Draws whose direct gradients are taken together; the time of one grows with their number."""
 
 
 class NotAdmittedError(Exception):
@@ -31,6 +34,7 @@ class Problem:
         function: the objective of one draw.
         together: whether draws are evaluated side by side, by `torch.func.vmap`.
         temperature: of relaxations.
+        direct: whether the objective depends on the parameters also directly, as an evidence bound does.
     """
 
     parts: Parts
@@ -40,6 +44,7 @@ class Problem:
     function: Callable[[Tensor], Any]
     together: bool
     temperature: float
+    direct: bool = False
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -74,6 +79,25 @@ class Problem:
             )
             made = list(back)
         return torch.cat([g.reshape(len(g), -1).double() for g in made], 1)
+
+    def explicit(self, z: Tensor) -> Tensor:
+        """Gradient of the objective in the parameters with the draw held, draw by draw; 0 where there is none."""
+        if not self.direct:
+            return torch.zeros((), dtype=torch.float64, device=z.device)
+        rows = []
+        for some in z.detach().split(ABREAST):
+            f = self.values(some)
+            one = torch.eye(len(some), dtype=f.dtype, device=f.device)
+            found = torch.autograd.grad(
+                f, self.theta, one, retain_graph=True, is_grads_batched=True, allow_unused=True
+            )  # fmt: skip
+            made = [
+                torch.zeros(len(some), p.numel(), dtype=torch.float64, device=p.device)
+                if g is None else g.reshape(len(some), -1).double()
+                for g, p in zip(found, self.theta, strict=True)
+            ]  # fmt: skip
+            rows.append(torch.cat(made, 1))
+        return torch.cat(rows)
 
     def core(self, q: Distribution) -> Distribution:
         """The distribution without `Independent` around it."""
@@ -121,16 +145,11 @@ def pose(objective: Callable[[Tensor], Any], distribution: Distribution, given: 
         values = problem.values(z)
     if not bool(torch.isfinite(values).all()):
         raise InputError(ASKED, "the objective of a draw is NaN or infinite", "Pass one that is finite on all draws")
-    if values.requires_grad:
-        direct = torch.autograd.grad(values.sum(), [*theta.values(), *_moving(made)], allow_unused=True)
-        if any(g is not None for g in direct):
-            what = "the objective depends on the distribution's parameters also directly"
-            raise InputError(ASKED, what, "Detach them in the objective, and add that part's own gradient")
-    return problem
-
-
-def _moving(made: Parts) -> list[Tensor]:
-    return [t for t in made.tensors if t.requires_grad]
+    direct = False
+    if values.requires_grad and theta:
+        found = torch.autograd.grad(values.sum(), tuple(theta.values()), allow_unused=True, retain_graph=True)
+        direct = any(g is not None for g in found)
+    return replace(problem, direct=direct)
 
 
 __all__ = ["NotAdmittedError", "Problem", "pose"]

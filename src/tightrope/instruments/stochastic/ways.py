@@ -19,6 +19,7 @@ from torch.distributions import (
     RelaxedOneHotCategorical,
 )
 
+from tightrope.errors import InputError
 from tightrope.instruments.stochastic.measure_valued import measure_valued
 from tightrope.instruments.stochastic.problem import NotAdmittedError, Problem
 
@@ -39,8 +40,8 @@ class Way:
     unbiased: bool | None
 
 
-def _scores(problem: Problem, count: int) -> tuple[Tensor, Tensor]:
-    """Objective and score of each draw; shapes (draws,) and (draws, parameters)."""
+def _scores(problem: Problem, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Objective, score and direct gradient of each draw; shapes (draws,) and (draws, parameters)."""
     own, q = problem.replicate(count)
     with torch.no_grad():
         z = q.sample()
@@ -51,7 +52,7 @@ def _scores(problem: Problem, count: int) -> tuple[Tensor, Tensor]:
         log = problem.density(q, z)
     except NotImplementedError:
         raise NotAdmittedError("the distribution has no density to differentiate") from None
-    return f, problem.gradients(log.sum(), own)
+    return f, problem.gradients(log.sum(), own), problem.explicit(z)
 
 
 def _moves(q: Distribution) -> bool:
@@ -67,14 +68,14 @@ def _moves(q: Distribution) -> bool:
 
 def score(problem: Problem, count: int) -> Tensor:
     """f(z) d log q(z) (Williams 1992)."""
-    f, s = _scores(problem, count)
-    return f[:, None] * s
+    f, s, more = _scores(problem, count)
+    return f[:, None] * s + more
 
 
 def mean_baseline(problem: Problem, count: int) -> Tensor:
     """(f(z) - mean of the other draws' f) d log q(z), unbiased since a draw is not in its own baseline."""
-    f, s = _scores(problem, count)
-    return (f - (f.sum() - f) / (count - 1))[:, None] * s
+    f, s, more = _scores(problem, count)
+    return (f - (f.sum() - f) / (count - 1))[:, None] * s + more
 
 
 def best_baseline(problem: Problem, count: int) -> Tensor:
@@ -84,13 +85,13 @@ def best_baseline(problem: Problem, count: int) -> Tensor:
         Greensmith, Bartlett, Baxter (2004), Variance reduction techniques for gradient estimates in reinforcement
         learning, JMLR 5.
     """
-    f, s = _scores(problem, count)
+    f, s, more = _scores(problem, count)
     weight = s.square().sum(1)
     first = torch.arange(count, device=f.device) < count // 2
     b = torch.empty_like(f)
     for mine in (first, ~first):
         b[mine] = (f * weight)[~mine].sum() / weight[~mine].sum().clamp(min=1e-300)
-    return (f - b)[:, None] * s
+    return (f - b)[:, None] * s + more
 
 
 def pathwise(problem: Problem, count: int) -> Tensor:
@@ -104,11 +105,16 @@ def pathwise(problem: Problem, count: int) -> Tensor:
 
 
 def _through(problem: Problem, z: Tensor, own: list[Tensor]) -> Tensor:
-    f = problem.values(z)
+    try:
+        f = problem.values(z)
+    except InputError:
+        raise
+    except Exception as error:  # whatever an objective of whole numbers says to others
+        raise NotAdmittedError(f"the objective does not take such a draw ({type(error).__name__})") from None
     if not f.requires_grad:
         raise NotAdmittedError("the objective has no gradient in the draw")
     try:
-        return problem.gradients(f.sum(), own)
+        return problem.gradients(f.sum(), own) + problem.explicit(z)
     except NotAdmittedError:
         raise NotAdmittedError("the objective has no gradient in the draw") from None
 
