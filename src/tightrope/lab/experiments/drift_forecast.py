@@ -4,14 +4,16 @@ Law         the law of a layer's input is a function of the weights below: the f
             that for those of the start is the drift. Behind a batch norm and a rectifier it is a function of the norm's
             own gains and biases alone: its mean is that of gamma phi(beta / gamma) + beta Phi(beta / gamma) over units,
             its mean square that of (beta^2 + gamma^2) Phi + beta gamma phi, whatever the weights do.
-Setting     five hidden layers of 64 ReLU with and without batch norm, trained by gradient descent with momentum; the
-            drift is the statistic of the check `moving-target`: shift of the mean in its first standard deviations, and
-            logarithm of the ratio of the standard deviations, on one batch of 256 from before the first step on.
-Band        the forecast's standard deviations are off by up to 5 per cent at both steps: 0.07 of a logarithm, and 0.07
-            of a mean of 0.7 standard deviations; a batch of 256 adds a sixteenth at most: 0.1.
+Setting     five hidden layers of 64 ReLU with and without batch norm, trained by gradient descent with momentum, with
+            the norm at five times the rate too; the drift is the statistic of the check `moving-target`: shift of the
+            mean in its first standard deviations, and logarithm of the ratio of the standard deviations, on one batch
+            of 512 from before the first step on.
+Band        the forecast's standard deviations are off by up to 5 per cent, most of it alike at both steps: 0.05. A
+            unit's law of excess kurtosis 1 moves the mean behind a rectifier by less, phi(0) / 24.
 Reading     lines are the law, points measured, their bars the error of the difference. Without a norm the drift grows
-            from layer to layer, and the last layer's input shrinks by a third while it is learnt. With it, what moves
-            is what beta and gamma have learnt.
+            from layer to layer, and the last layer's input shrinks by almost a half while it is learnt. With it, what
+            moves is what beta and gamma have learnt. Later on units are no longer normal: at five times the rate the
+            law of normal ones misses a fifth of the last layer's stretch after 32 steps.
 References  Ioffe and Szegedy (2015), Batch normalization, ICML; Santurkar, Tsipras, Ilyas and Madry (2018), How does
             batch normalization help optimization?, NeurIPS, who find the shift no harm in itself.
 """
@@ -31,24 +33,27 @@ from tightrope.law import Law
 from tightrope.study import Study
 
 PRINCIPLES = ("P11",)
-INPUTS, WIDTH, LAYERS, RATE = 32, 64, 5, 0.02
-FORMS = {"without a norm": False, "with batch norm": True}
+INPUTS, WIDTH, LAYERS = 32, 64, 5
+FAST = "batch norm, 5 times the rate"
+FORMS = {"without a norm": (False, 0.02), "with batch norm": (True, 0.02), FAST: (True, 0.1)}
+"""Whether there are norms, and the rate of descent."""
 WAYS = ("shift of the mean", "logarithm of the std's ratio")
-BAND = 0.1
+BAND = 0.05
 
 
 def run(trial: Trial) -> Result:
     """Drifts along two trainings, by the forecast, by the norm's own numbers, and measured."""
-    seeds, steps = trial.seeds(6, 12), trial.pick((4, 12, 32), (4, 8, 12, 16, 24, 32, 48, 64))
-    found = {name: torch.stack([_train(norm, seed, steps) for seed in seeds]) for name, norm in FORMS.items()}
+    seeds, steps = trial.seeds(6, 12), trial.pick((3, 6, 12), (2, 4, 6, 8, 10, 12))
+    found = {name: torch.stack([_train(*form, seed, steps) for seed in seeds]) for name, form in FORMS.items()}
     at = [f"step {s}, layer {n + 2}" for s in steps for n in range(LAYERS)]
     claims = []
-    for name, table in found.items():
+    for name in ("without a norm", FAST):
+        table = found[name]
         for way, text in enumerate(WAYS):
             claims.append(
                 _claim(f"{text}, {name}, by the forecast", at, table[:, :, :, way, 1], table[:, :, :, way, 0])
             )
-    held = found["with batch norm"]
+    held = found[FAST]
     for way, text in enumerate(WAYS):
         claims.append(_claim(f"{text}, by gamma and beta alone", at, held[:, :, :, way, 2], held[:, :, :, way, 0]))
     far = {name: table[..., 0].abs().amax((1, 2)) for name, table in found.items()}
@@ -67,10 +72,10 @@ def _claim(text: str, at: Sequence[str], law: Tensor, seen: Tensor) -> Claim:
     return Claim.curve(text, at, told.tolist(), (told + gap.mean(0)).tolist(), error.tolist(), absolute=BAND)
 
 
-def _train(norm: bool, seed: int, steps: Sequence[int]) -> Tensor:
+def _train(norm: bool, rate: float, seed: int, steps: Sequence[int]) -> Tensor:
     """Drift of every hidden layer's input; shape (steps, layers, 2 ways, measured | forecast | by gain and bias)."""
     torch.manual_seed(seed)
-    net, teacher, batch = _net(norm), torch.randn(INPUTS, 1) / 5, torch.randn(256, INPUTS)
+    net, teacher, batch = _net(norm), torch.randn(INPUTS, 1) / 5, torch.randn(512, INPUTS)
 
     def target(x: Tensor) -> Tensor:
         return 3 * torch.tanh(x @ teacher)
@@ -79,7 +84,7 @@ def _train(norm: bool, seed: int, steps: Sequence[int]) -> Tensor:
         return study(net, (batch, target(batch)), loss=nn.functional.mse_loss)
 
     first, start = look(), _told(net)
-    optimizer = torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9)
     found = []
     for step in range(1, max(steps) + 1):
         x = torch.randn(128, INPUTS)
@@ -135,14 +140,12 @@ def _panels(steps: Sequence[int], found: dict[str, Tensor]) -> tuple[Panel, ...]
     for way, text in enumerate(WAYS):
         over, along = list[Series](), list[Series]()
         for name, table in found.items():
-            for layer in (2, LAYERS - 1):
-                rows = table[:, :, layer, way]
-                label = f"{name}, layer {layer + 2}"
-                over += [Series(label, steps, rows[..., 1].mean(0).tolist(), kind="law"), _points(label, steps, rows)]
+            rows = table[:, :, -1, way]
+            over += [Series(name, steps, rows[..., 1].mean(0).tolist(), kind="law"), _points(name, steps, rows)]
             rows, at = table[:, -1, :, way], range(2, LAYERS + 2)
             along += [Series(name, at, rows[..., 1].mean(0).tolist(), kind="law"), _points(name, at, rows)]
         panels += [
-            Panel(f"{text}, over the steps", "step", text, tuple(over)),
+            Panel(f"{text}, last layer", "step", text, tuple(over)),
             Panel(f"{text}, step {steps[-1]}", "layer that reads it", text, tuple(along)),
         ]
     return tuple(panels)
