@@ -8,7 +8,8 @@ Setting     a real `nn.BatchNorm1d` on three streams. Clips: the frames of a bat
             process with x_t = phi x_{t-1} + noise in batches of m neighbours, rho = mean of phi^|i - j| over pairs. A
             video in which handwritten digits fade into one another, sixteen frames each; its rho is that of all pairs
             of frames as far apart, over the whole video.
-Band        clips and process: none, the law is exact. Video: statistics of finitely many frames, 1 %.
+Band        batches of clips and of the process: none, the law is exact. The outputs' standard deviation rests on
+            estimated variances, the video on statistics of finitely many frames: 1 %.
 Reading     the solid line is the law, points what the layer recorded. The same video with its frames shuffled is back
             at 1.
 References  Ioffe and Szegedy (2015), Batch normalization, ICML; Cochran (1977), Sampling techniques, Wiley, for the
