@@ -172,6 +172,23 @@ def test_measure_valued_of_poisson_and_exponential() -> None:
     assert abs(float(found.mean["rate"]) + 0.5) < 4 * float(found.error["rate"])
 
 
+def test_the_interval_of_the_bias_holds_it() -> None:
+    """Straight-through of (z - k)^2 is off by (2 p - 1) in p; 27 weights behind three logits are off together."""
+    inside = 0
+    for seed in range(20):
+        q = Bernoulli(probs=torch.tensor(0.7, requires_grad=True))
+        found = tr.stochastic.compare_estimators(lambda z: (z - 0.3) ** 2, q, draws=512, seed=seed)["straight-through"]
+        assert found.offset is not None and found.biased
+        inside += found.offset.low <= abs(2 * 0.7 - 1) / 0.4 <= found.offset.high
+    assert inside >= 17
+    net = nn.Linear(8, 3)
+    q = Independent(Bernoulli(logits=net(torch.ones(8))), 1)
+    found = tr.stochastic.compare_estimators(lambda z: z.sum() ** 2, q, parameters=net, draws=1024)[SCORE]
+    noise = sum(float(e.square().sum()) for e in found.bias_error.values()) ** 0.5
+    length = sum(float((found.mean[n] - found.bias[n]).square().sum()) for n in found.mean) ** 0.5
+    assert found.offset is not None and found.offset.high > 0.3 * noise / length
+
+
 def test_a_jump_makes_the_pathwise_gradient_biased() -> None:
     loc = torch.tensor(0.2, requires_grad=True)
     found = tr.stochastic.compare_estimators(lambda z: (z > 0) * 3.0 + 0.5 * z, Normal(loc, torch.tensor(1.0)))

@@ -150,7 +150,8 @@ class EstimatorComparison:
     def __str__(self) -> str:
         draws = f"draws for {self.relative_error:.0%}"
         lines = [
-            f"gradient of E f(z), z ~ {self.what}: {self.size} parameters, {self.count} draws of each estimator",
+            f"gradient of E f(z), z ~ {self.what}: {self.size} parameter{'s' * (self.size > 1)}, {self.count} draws of "
+            "each estimator",
             f"  |gradient| {self.signal}",
             f"  {'estimator':<26}{'variance of a draw':<24}{'bias / |gradient|':<28}{draws:>14}{'µs a draw':>11}",
         ]
