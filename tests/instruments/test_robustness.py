@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,60 @@ def test_an_operand_that_appears_twice_is_never_counted_once(twice: object) -> N
 
     found = tr.robustness.lipschitz_bound(nn.Sequential(nn.Linear(3, 3), Twice()), torch.randn(5, 3))
     assert found.upper is None or found.lower <= found.upper
+
+
+class Through(nn.Module):
+    """A function between two linear layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.function, self.last = nn.Linear(6, 6), function, nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+BOUNDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(1),
+    "log softmax": lambda x: F.log_softmax(x, 1),
+    "maximum": lambda x: torch.maximum(x, -x),
+    "centred": lambda x: x - x.mean(1, keepdim=True),
+    "cat": lambda x: torch.cat([x.relu()[:, :3], x.tanh()[:, 3:]], 1),
+    "in place": lambda x: F.relu(x, inplace=True),
+    "cat of a copy": lambda x: torch.cat([x, x, 0.01 * x], 1)[:, 1:13:2],
+    "stack": lambda x: torch.stack([x, x.sin()], 1).sum(1),
+    "einsum": lambda x: torch.einsum("bi,ij->bj", x, torch.ones(6, 6)),
+    "alpha": lambda x: torch.add(x.relu(), x, alpha=-3),
+    "chunk, repeat": lambda x: x.chunk(2, 1)[0].relu().repeat(1, 2),
+    "pool": lambda x: F.avg_pool1d(x[:, None], 3, 1, 1)[:, 0],
+    "interpolate": lambda x: F.interpolate(x[:, None], size=6, mode="linear")[:, 0],
+    "circular": lambda x: F.pad(x[:, None], (2, 2), mode="circular")[:, 0, 1:7],
+}
+UNBOUNDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "mask": lambda x: (x > 0).float(),
+    "whole numbers": lambda x: x.to(torch.int64).to(x.dtype),
+    "where": lambda x: torch.where(x > 0, x, 2 * x),
+    "half": lambda x: x.half().float(),
+    "reciprocal": lambda x: 1 / (x.abs() + 1),
+    "square": lambda x: x**2,
+    "time first": lambda x: x.t().relu().t(),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BOUNDED))
+def test_bounds_through_an_operation_hold(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Through(BOUNDED[name]), torch.randn(8, 6)
+    found = tr.robustness.lipschitz_bound(model, x, eps=0.1, rounds=3)
+    assert found.upper is not None and found.local is not None
+    assert found.lower <= found.upper
+    assert bool((tr.robustness.jacobian_norms(model, x).values <= found.local * (1 + 1e-5)).all())
+
+
+@pytest.mark.parametrize("name", sorted(UNBOUNDED))
+def test_an_operation_without_a_bound_is_never_guessed(name: str) -> None:
+    found = tr.robustness.lipschitz_bound(Through(UNBOUNDED[name]), torch.randn(8, 6), rounds=1)
+    assert found.upper is None and found.missing is not None and Path(__file__).name in found.missing
 
 
 def test_pgd_finds_the_boundary_of_a_linear_classifier() -> None:

@@ -22,8 +22,8 @@ from tightrope.instruments.robustness.slopes import Shape, shape_of
 from tightrope.tape.recorder import Recorder
 from tightrope.tape.tape import Entry, Kind, Ref, Tape
 
-BATCH = 64
-"""Samples of the run: as many columns of a segment's matrix come from one run of it."""
+BATCH, HELD = 64, 2**21
+"""Samples of the run, as many as columns of a segment's matrix come from one run of it; and numbers of its input."""
 LIMIT = 1024
 """Rows or columns of a segment whose matrix is made."""
 NUMBERS = 2**24
@@ -45,7 +45,7 @@ POSITIVE = frozenset({
 })  # fmt: skip
 """Linear operations without a negative coefficient (interpolation but for the cubic kinds)."""
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
-TIMES = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "conv_transpose1d", "conv_transpose2d"})
+TIMES = frozenset({"linear", "matmul", "mm", "bmm", "addmm", "conv_transpose1d", "conv_transpose2d", "einsum"})
 DIAGONAL = frozenset({"mul", "div", "batch_norm", "neg", "multiply", "group_scale"})
 POOLS = {"max_pool1d": 1, "max_pool2d": 2, "max_pool3d": 3}
 ADAPTIVE = {"adaptive_max_pool1d": 1, "adaptive_max_pool2d": 2, "adaptive_max_pool3d": 3}
@@ -126,7 +126,8 @@ class Walker:
     """Walks the tape of one run and makes the graph."""
 
     def __init__(self, function: Evaluated) -> None:
-        index = torch.arange(BATCH, device=function.x.device) % function.samples
+        self.batch = max(min(BATCH, HELD // function.width), 2)
+        index = torch.arange(self.batch, device=function.x.device) % function.samples
         self.x = function.x[index]
         made: list[tuple[Tensor, int]] = []
 
@@ -223,7 +224,7 @@ class Walker:
         probe[0] = torch.linspace(-1, 1, probe[0].numel(), dtype=probe.dtype).reshape(probe[0].shape)
         with torch.no_grad():
             seen = apply(probe)
-        if seen.numel() % BATCH or bool((seen.reshape(BATCH, -1)[1:] != 0).any()):
+        if seen.numel() % self.batch or bool((seen.reshape(self.batch, -1)[1:] != 0).any()):
             raise Unbounded("samples are not kept in the first dimension")
         return apply
 
@@ -279,6 +280,8 @@ class Walker:
             results = self.call(entry, self.values)
         for number, tensor in zip(entry.outputs, results, strict=False):
             self.values[number] = tensor
+        if any(i not in self.known for i in moving):
+            raise Unbounded("a whole number or a truth value that depends on the input")
         if entry.op in ("add", "sub", "rsub", "cat", "stack", "maximum", "minimum") and len(moving) > 1:
             return self._gather(entry, moving)
         if len(moving) > 1:
@@ -305,13 +308,16 @@ class Walker:
             first, second = (a.id for a in entry.args[:2])
             sign = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[entry.op]
             factors = [sign[0] if i == first else sign[1] for i in moving]
-            if self.values[first].shape != self.values[second].shape:
-                raise Unbounded("a sum that broadcasts")
-        lone = [abs(f) * self.known[i].bound for f, i in zip(factors, moving, strict=True)]
+            if self.values[first].shape != self.values[second].shape and len(bases) > 1:
+                raise Unbounded("a sum of two branches that broadcasts")
+        whole = self.values[output].numel()
+        copies = [1.0 if entry.op in ("cat", "stack") else whole / self.values[i].numel() for i in moving]
+        lone = [abs(f) * self.known[i].bound * math.sqrt(n) for f, i, n in zip(factors, moving, copies, strict=True)]
         sideways = entry.op not in ("add", "sub", "rsub")
         if len(bases) == 1 and entry.op not in ("maximum", "minimum"):
-            repeats = len([i for i in entry.inputs if i in moving]) / len(moving)
-            together = math.sqrt(sum(b * b for b in lone)) * math.sqrt(repeats) if sideways else sum(lone)
+            times = [entry.inputs.count(i) for i in moving]
+            squares = sum(n * b * b for n, b in zip(times, lone, strict=True))
+            together = math.sqrt(squares) if sideways else sum(lone)
             self.known[output] = Known(bases.pop(), together)
             return
         inputs = [i for i in entry.inputs if i in self.dynamic]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tightrope.errors import InputError
 from tightrope.instruments.robustness.function import Evaluated, evaluated
-from tightrope.instruments.robustness.graph import BATCH, Graph, Unbounded, Walker
+from tightrope.instruments.robustness.graph import Graph, Unbounded, Walker
 from tightrope.instruments.robustness.jacobian import ROUNDING, norms
 from tightrope.instruments.robustness.lipsdp import chain, lipsdp
 from tightrope.instruments.robustness.local import local_bounds
@@ -188,4 +188,4 @@ def _search(function: Evaluated, rounds: int, seed: int) -> float:
     return largest * (1 - ROUNDING * depth * torch.finfo(x.dtype).eps)
 
 
-__all__ = ["BATCH", "Layer", "Lipschitz", "lipschitz_bound"]
+__all__ = ["Layer", "Lipschitz", "lipschitz_bound"]

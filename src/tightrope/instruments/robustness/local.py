@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tightrope.instruments.robustness.function import Evaluated
-from tightrope.instruments.robustness.graph import BATCH, NORMS, Graph, Joint, Segment, Walker
+from tightrope.instruments.robustness.graph import NORMS, Graph, Joint, Segment, Walker
 from tightrope.instruments.robustness.operators import batch_norm_of
 from tightrope.instruments.robustness.slopes import slopes_on
 
@@ -43,8 +43,8 @@ class _Reach:
 def local_bounds(function: Evaluated, walker: Walker, graph: Graph, eps: float) -> Tensor:
     """Upper bound of the Lipschitz constant within eps of each sample, Euclidean; shape (samples,)."""
     found = []
-    for begin in range(0, function.samples, BATCH):
-        index = (begin + torch.arange(BATCH, device=function.x.device)).clamp(max=function.samples - 1)
+    for begin in range(0, function.samples, walker.batch):
+        index = (begin + torch.arange(walker.batch, device=function.x.device)).clamp(max=function.samples - 1)
         with torch.no_grad():
             _move(walker, graph, function.x[index].double())
             forward, slopes = _forward(graph, eps)

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from tightrope.lab.experiment import Claim, Panel, Result, Series, Trial
 
 PRINCIPLES = ("P24",)
-WIDTHS = (8, 32, 128, 512, 2048)
+WIDTHS = (8, 32, 128, 512, 1024)
 DEPTHS = (1, 2, 4, 8, 16, 32)
 TAILS = (1.0, 1.5, 3.0)
 """Tail indices a of the slopes; below 2 their square has no mean."""
@@ -46,13 +46,13 @@ def run(trial: Trial) -> Result:
         index, error = _hill(_pareto(_normal(100 * draws), a), draws)
         claims.append(Claim.equal(f"tail index of the slopes, a = {a:g}", a, index, error))
     for name, squares in _squares().items():
-        layers = draws if name in BOUNDED else 6 * draws  # what few terms rule scatters more
+        layers = draws if name in BOUNDED else 8 * draws  # what few terms rule scatters more
         means, errors = zip(*(_share(squares, width, layers) for width in WIDTHS), strict=True)
         law = [_integral(squares, width) for width in WIDTHS]
         shares += [Series(name, WIDTHS, law, kind="law"), Series(name, WIDTHS, means, errors)]
         claims.append(Claim.curve(f"share of few units, {name}", WIDTHS, law, means, errors, within=1e-3))
-    wide = _integral(_squares()["a = 1"], 2048)
-    claims.append(Claim.equal("share at 2048 units, a = 1, beside 1 - a/2", 0.5, wide, within=2 / math.sqrt(2048)))
+    wide = _integral(_squares()["a = 1"], 1024)
+    claims.append(Claim.equal("share at 1024 units, a = 1, beside 1 - a/2", 0.5, wide, within=2 / math.sqrt(1024)))
     growth = list[Series]()
     for a in TAILS[1:]:
         middle, scatter = _products(a, draws)

@@ -5,7 +5,7 @@ Law         of a stack of L ReLU layers with variance 2/n and a single output wi
             trained net's answer turns at a distance of no less than margin / G, where G is the largest norm of the
             margin's gradient on the way, so whatever lowers the norm at equal margins protects; a penalty on the norm
             does.
-Setting     drawn stacks of 1, 4 and 16 layers of 64 units; nets 64-64-10 with tanh on scikit-learn's digits, trained by
+Setting     drawn stacks of 1, 4 and 10 layers of 64 units; nets 64-64-10 with tanh on scikit-learn's digits, trained by
             Adam with and without a penalty on the squared Jacobian norm, the same starts and batches; `tr.robustness`
             measures norms and attacks.
 Band        the mean is exact; the law of the distance is an inequality. The two trainings are compared by pairs.
@@ -29,7 +29,7 @@ from tightrope.instruments.robustness import attack, jacobian_norms
 from tightrope.lab.experiment import Claim, Panel, Result, Series, Trial
 
 PRINCIPLES = ("P21",)
-DEPTHS, WIDTH = (1, 4, 16), 64
+DEPTHS, WIDTH = (1, 4, 10), 64
 PENALTY = 0.02
 RADII = (0.1, 0.2, 0.3, 0.5, 0.8)
 MIDDLE = 2

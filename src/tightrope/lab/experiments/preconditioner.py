@@ -173,7 +173,7 @@ def _net(norm: bool, seed: int) -> tuple[float, float]:
             loss = F.cross_entropy(model(x), y)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         return not losses[-1] < losses[0]
 
     low, high = 1e-3, 2e-3
