@@ -1,4 +1,4 @@
-"""`drift-forecast`: how far the law that a layer reads has moved is in the weights below, and behind a norm in none.
+"""`drift-forecast`: the weights below tell how far a layer's input has moved, and behind a norm they have no say.
 
 Law         the law of a layer's input is a function of the weights below: the forecast for the weights of step t minus
             that for those of the start is the drift. Behind a batch norm and a rectifier it is a function of the norm's
@@ -58,9 +58,9 @@ def run(trial: Trial) -> Result:
         claims.append(_claim(f"{text}, by gamma and beta alone", at, held[:, :, :, way, 2], held[:, :, :, way, 0]))
     far = {name: table[..., 0].abs().amax((1, 2)) for name, table in found.items()}
     for way, text in enumerate(WAYS):
-        more = far["without a norm"][:, way] - far["with batch norm"][:, way]
+        more = (far["without a norm"][:, way] / far["with batch norm"][:, way]).log()
         error = float(more.std()) / math.sqrt(len(seeds))
-        claims.append(Claim.above(f"{text}, largest: without a norm minus with", 0.0, float(more.mean()), error))
+        claims.append(Claim.above(f"{text}, largest: log of without a norm over with", 0.0, float(more.mean()), error))
     return Result(tuple(claims), _panels(steps, found), seeds)
 
 

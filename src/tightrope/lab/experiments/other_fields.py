@@ -37,7 +37,7 @@ SIDE, LEVEL, GROUP = 10, 0.1, 4
 VOXELS = SIDE**3
 KINDS = {"batch norm, 2 volumes": 2, "instance norm": 1, "group norm": GROUP}
 """Maps that a statistic of each is over."""
-SMOOTH = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+SMOOTH = (0.0, 1.0, 2.0, 3.0)
 """Standard deviation of the smoothing, in voxels."""
 GENES, BATCHES, SIZE = 400, 8, 64
 EFFECTS = (0.0, 0.25, 0.5, 1.0, 2.0)
@@ -68,7 +68,7 @@ def run(trial: Trial) -> Result:
     left = torch.tensor([[_left(q, seed) for q in MIXES] for seed in seeds])
     kept = [4 * q * (1 - q) for q in MIXES]
     claims.append(Claim.curve("group difference left, q", MIXES, kept, *_summary(left), within=1 / SIZE, absolute=0.01))
-    return Result(tuple(claims), (*_volume_panels(told, found), *_gene_panels(shares, law_of, left, kept)), seeds)
+    return Result(tuple(claims), (*_volume_panels(found), *_gene_panels(shares, law_of, left, kept)), seeds)
 
 
 def _summary(rows: Tensor) -> tuple[list[float], list[float]]:
@@ -162,13 +162,13 @@ def _left(mix: float, seed: int) -> float:
     return float((apart * expected).sum() / expected.square().sum())
 
 
-def _volume_panels(told: dict[str, Tensor], found: dict[str, tuple[Tensor, Tensor]]) -> list[Panel]:
-    panels = []
+def _volume_panels(found: dict[str, tuple[Tensor, Tensor]]) -> list[Panel]:
+    panels, fine = [], [n / 8 for n in range(25)]
     for part, title in ((0, "volumes: error of the mean"), (2, "volumes: error of the variance")):
         series = []
         for name, (mean, error) in found.items():
             series += [
-                Series(name, SMOOTH, told[name][:, part].tolist(), kind="law"),
+                Series(name, fine, [law(width, KINDS[name])[part] for width in fine], kind="law"),
                 Series(name, SMOOTH, mean[:, part].tolist(), error[:, part].tolist()),
             ]
         panels.append(Panel(title, "smooth over, in voxels", "standard error, variance 1", tuple(series)))
