@@ -37,7 +37,7 @@ def run(trial: Trial) -> Result:
     x, y = _digits()
     covariance, widened = _covariance(x, seeds, trial.pick(20, 80))
     ridge, fitted = _ridge(x, y, trial.seeds(24, 48), trial.pick(30, 120))
-    gaps, panel = _gaps(x, seeds[: trial.pick(8, 16)], trial.pick(256, 512))
+    gaps, panel = _gaps(x, seeds[: trial.pick(10, 20)], trial.pick(256, 512))
     return Result((*covariance, *ridge, *gaps), (panel, widened, fitted), seeds)
 
 
@@ -131,11 +131,11 @@ def _gaps(x: Tensor, seeds: tuple[int, ...], draws: int) -> tuple[list[Claim], P
         rows, linear = [], []
         for seed in seeds:
             torch.manual_seed(seed)
-            batch = x[torch.randperm(len(x))[:16]].float()
+            batch = x[torch.randperm(len(x))[:8]].float()
             enter, head = nn.Linear(x.shape[1], WIDTH), nn.Linear(WIDTH, 10)
             drop = nn.Dropout(p)
             net = nn.Sequential(enter, drop, nn.Linear(WIDTH, WIDTH), nn.ReLU(), head)
-            bent = jensen_gap(net, batch[:4], draws=draws)
+            bent = jensen_gap(net, batch[:2], draws=draws)
             straight = jensen_gap(nn.Sequential(enter, drop, head), batch, draws=draws)
             assert bent.predicted is not None
             along = (bent.measured * bent.predicted).sum() / bent.predicted.square().sum()
