@@ -67,3 +67,18 @@ def test_mixed_precision_is_measured() -> None:
             loss = F.cross_entropy(net(torch.randn(16, 3, 8, 8, device="cuda")), torch.randint(4, (16,), device="cuda"))
         scaler.scale(loss).backward()
     assert found[0].gradients
+
+
+def test_compass_margin_and_regions_agree_with_the_cpus() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 300, dtype=torch.float64), torch.randint(2, (60,))
+    net = nn.Linear(300, 2).double()
+    asked = {"loss": F.cross_entropy, "hyperparameters": {"weight_decay": 0.1}}
+    here = tr.compass(net, train=(x, y), val=(x, y), **asked)
+    margin = tr.margin(net, (x, y))
+    there = tr.compass(net.cuda(), train=(x.cuda(), y.cuda()), val=(x.cuda(), y.cuda()), **asked)
+    assert there.derivatives["weight_decay"] == pytest.approx(here.derivatives["weight_decay"], rel=1e-8)
+    assert tr.margin(net, (x.cuda(), y.cuda())).angle == pytest.approx(margin.angle, rel=1e-6)
+    relu = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+    corners = torch.tensor([[-3.0, -3.0], [3.0, -3.0], [-3.0, 3.0]])
+    assert tr.expressivity(relu, corners).regions == tr.expressivity(relu.cuda(), corners.cuda()).regions
