@@ -66,13 +66,13 @@ def run(trial: Trial) -> Result:
         Claim.above("faults and warnings, sick", 2.0, found["sick"]),
         Claim.below("faults and warnings, cured", 0.0, found["cured"]),
     )
-    depth = list(range(LAYERS + 1))
+    depth = list(range(1, LAYERS + 1))
     panels = (
-        Panel("signal", "layer", "std between samples, first layer = 1", (
-            Series("sick", depth, [law**d for d in depth], kind="law"),
-            Series("sick", depth[: len(signals["sick"])], [v / signals["sick"][0] for v in signals["sick"]]),
-            Series("cured", depth, [1.0] * len(depth), kind="law"),
-            Series("cured", depth[: len(signals["cured"])], [v / signals["cured"][0] for v in signals["cured"]]),
+        Panel("signal behind the stem", "layer", "std between samples, first layer = 1", (
+            Series("sick", depth, [law ** (d - 1) for d in depth], kind="law"),
+            Series("sick", depth, [v / signals["sick"][1] for v in signals["sick"][1:]]),
+            Series("cured", depth, [1.0] * LAYERS, kind="law"),
+            Series("cured", depth, [v / signals["cured"][1] for v in signals["cured"][1:]]),
         ), log_y=True),
         Panel("digits", "epoch", "test accuracy", tuple(
             Series(name, list(range(1, len(said) + 1)), said, [_error(a) for a in said])
