@@ -27,12 +27,18 @@ demo: $(READY)  ## a sick training script, its report, and the same script repai
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-bench: $(READY)  ## accuracy, recording and overhead tables
+bench: $(READY)  ## accuracy, overhead, diagnosis and the instruments' tables
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/initialize.py
 	$(BIN)/python benchmarks/silence.py
+	$(BIN)/python benchmarks/batch_noise.py
+	$(BIN)/python benchmarks/curvature.py
+	$(BIN)/python benchmarks/compass.py
+	$(BIN)/python benchmarks/estimators.py
+	$(BIN)/python benchmarks/robustness.py
+	$(BIN)/python benchmarks/uncertainty.py
 	-$(BIN)/python benchmarks/diagnosis.py
 	$(BIN)/python benchmarks/repair.py
 
