@@ -437,3 +437,19 @@ def test_verdicts_speak_where_they_are_sure_and_are_silent_on_a_healthy_net() ->
 def test_bad_input_is_refused_in_words(call: object, says: str) -> None:
     with pytest.raises(InputError, match=says):
         call(nn.Linear(4, 2))  # type: ignore[operator]
+
+
+def test_the_attack_climbs_the_loss_that_is_given() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(32, 8)
+    y = model(x).argmax(1)
+    seen: list[int] = []
+
+    def loss(scores: Tensor, labels: Tensor) -> Tensor:
+        seen.append(len(scores))
+        return F.cross_entropy(scores, labels)
+
+    given = tr.robustness(model, (x, y), loss=loss, eps=0.5, steps=10, seed=1)
+    plain = tr.robustness(model, (x, y), eps=0.5, steps=10, seed=1)
+    assert seen == [32] * 10 and torch.equal(given.attack.distances.isinf(), plain.attack.distances.isinf())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -87,6 +89,7 @@ def attack(
     model: nn.Module,
     batch: Any,
     *,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     eps: float | None = None,
     norm: Norm = "inf",
     steps: int = 40,
@@ -94,7 +97,7 @@ def attack(
     bounds: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> Attack:
-    """Projected gradient ascent in a ball about each sample, on the cross-entropy and on the logit margin in turn.
+    """Projected gradient ascent in a ball about each sample, on the loss and on the logit margin in turn.
 
     The model is attacked as it is evaluated, whatever its mode. Each change that turns a sample is walked back as far
     as the sample stays turned.
@@ -102,6 +105,7 @@ def attack(
     Args:
         model: a classifier that returns logits, shape (samples, classes), or one logit a sample for two classes.
         batch: `(inputs, labels)`.
+        loss: of the logits and the labels; None: the cross-entropy.
         eps: radius, in the inputs' units; None: a tenth of the median half distance to another class.
         norm: "inf" or "2".
         steps: of each ascent.
@@ -132,7 +136,7 @@ def attack(
         spacing = _spacing(function.x, labels, norm)
         if eps is None:
             eps = _default(spacing)
-        search = _Search(function, labels, eps, norm, bounds)
+        search = _Search(function, labels, loss or partial(F.cross_entropy, reduction="sum"), eps, norm, bounds)
         chance = torch.Generator().manual_seed(seed)
         for i in range(restarts):
             search.ascend(steps, i % 2 == 1, chance if i else None)
@@ -208,9 +212,11 @@ class _Search:
     """The hardest points found so far."""
 
     def __init__(
-        self, function: Evaluated, labels: Tensor, eps: float, norm: str, bounds: tuple[float, float] | None
-    ) -> None:
-        self.function, self.labels, self.eps, self.norm, self.bounds = function, labels, eps, norm, bounds
+        self, function: Evaluated, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], eps: float, norm: str,
+        bounds: tuple[float, float] | None,
+    ) -> None:  # fmt: skip
+        self.function, self.labels, self.loss = function, labels, loss
+        self.eps, self.norm, self.bounds = eps, norm, bounds
         self.x = function.x
         self.best = self.x.clone()
         self.least = self._margin(self.x)
@@ -229,7 +235,7 @@ class _Search:
         for step in range(steps):
             at = x.clone().requires_grad_()
             scores = logits(self.function, at)
-            rise = -margin(scores, self.labels) if by_margin else F.cross_entropy(scores, self.labels, reduction="none")
+            rise = -margin(scores, self.labels) if by_margin else self.loss(scores, self.labels)
             slope = gradient(rise.sum(), at)
             if step == 0 and chance is None and not by_margin:
                 self._note_masked(x)

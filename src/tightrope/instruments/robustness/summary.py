@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,7 @@ class _Robustness:
         model: nn.Module,
         batch: Any,
         *,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         eps: float | None = None,
         norm: Norm = "2",
         steps: int = 40,
@@ -85,7 +87,7 @@ class _Robustness:
         Args:
             model: a classifier that returns logits; looked at as it is evaluated, and left as found.
             batch: `(inputs, labels)`.
-            eps, norm, steps, restarts, bounds: of the attack; see `attack`.
+            loss, eps, norm, steps, restarts, bounds: of the attack; see `attack`.
             sdp: also solve LipSDP.
             seed: of all that is drawn.
 
@@ -101,7 +103,7 @@ class _Robustness:
             found = f"the batch is of type {type(batch).__name__}"
             raise InputError("measure robustness", found, "Pass (inputs, labels)")
         attacked = attack(
-            model, batch, eps=eps, norm=norm, steps=steps, restarts=restarts, bounds=bounds, seed=seed
+            model, batch, loss=loss, eps=eps, norm=norm, steps=steps, restarts=restarts, bounds=bounds, seed=seed
         )  # fmt: skip
         jacobian = jacobian_norms(model, batch[0], seed=seed)
         stretch = math.sqrt(jacobian.inputs) if norm == "inf" else 1.0
