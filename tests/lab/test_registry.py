@@ -33,6 +33,17 @@ def test_the_result_that_the_documentation_shows_is_of_this_experiment(name: str
     assert (STORED / f"{name}.svg").read_text(encoding="utf-8").startswith("<svg")
 
 
+@pytest.mark.parametrize("name", ["softmax-shift", "affine-restores"])
+def test_a_law_holds_when_it_is_run_again(name: str) -> None:
+    outcome = get(name).run(Trial(quick=True))
+    assert outcome.result.verdict == "holds", show.terminal(outcome)
+
+
+def test_every_principle_has_an_experiment() -> None:
+    proved = {principle for name in NAMES for principle in get(name).principles}
+    assert proved == {f"P{number:02}" for number in range(1, 34)}
+
+
 def test_random_states_are_left_as_they_were_and_a_seed_decides() -> None:
     def run(trial: Trial) -> Result:
         value = float(torch.rand(()))
