@@ -101,7 +101,7 @@ def test_labels_that_were_divided_until_one_is_left() -> None:
 
     (finding,) = found(train, "label-order")
     assert finding.severity is Severity.FAULT and "every label of 10 batches is class 0, of 10" in finding.summary
-    assert [remedy.name for remedy in finding.remedies] == ["fix-labels"]
+    assert [remedy.name for remedy in finding.remedies] == ["look-at-labels"]
 
 
 def test_copies_of_one_sample() -> None:

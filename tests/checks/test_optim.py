@@ -715,6 +715,7 @@ def test_gradients_that_float16_has_no_numbers_for(divisor: float, scaled: bool,
 
     found = [f for f in findings(train) if f.check == "loss-scale"]
     assert [f.severity for f in found] == [Severity.FAULT] * faults
+    assert all("scaler.scale(loss)" in f.remedies[0].patch for f in found)
 
 
 def test_a_scale_that_never_fits() -> None:

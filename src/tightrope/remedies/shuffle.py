@@ -1,4 +1,4 @@
-"""`shuffle` and `align-labels`: the order in which samples and their labels come."""
+"""`shuffle`, `align-labels`, `look-at-labels`: the order of samples and labels, and labels of one class."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
+from tightrope.checks.data.label_order import ONE_CLASS
 from tightrope.edit import call, rewrite_call
 from tightrope.finding import Finding, Remedy, Safety, Severity
 from tightrope.remedies.registry import remedy
@@ -19,6 +20,8 @@ def shuffle(study: Study, finding: Finding) -> Remedy | None:
 
     In memory the loader draws its next epoch at random; an epoch that has begun ends in the old order.
     """
+    if _one_class(finding):
+        return None
     batches = study.batches
     loader = batches.loader if batches is not None and batches.sequential else None
     title, cost = "Shuffle the training data", "batches are random; runs repeat only with a fixed seed"
@@ -32,6 +35,19 @@ def shuffle(study: Study, finding: Finding) -> Remedy | None:
     action = _action(loader)
     safety = Safety.SAFE if action and finding.severity is Severity.FAULT else Safety.REVIEW
     return Remedy("shuffle", title, patch, cost, safety, action, edit, whole=True, anytime=True)
+
+
+@remedy("look-at-labels")
+def look_at_labels(study: Study, finding: Finding) -> Remedy | None:
+    """Say where to look when all labels are one."""
+    if not _one_class(finding):
+        return None
+    patch = "print(labels.unique(return_counts=True))  # divided, cast or indexed one time too many"
+    return Remedy("look-at-labels", "Look at the labels where they are made", patch, "none", Safety.ADVICE)
+
+
+def _one_class(finding: Finding) -> bool:
+    return bool(finding.evidence) and finding.evidence[0].quantity == ONE_CLASS
 
 
 @remedy("align-labels")
@@ -65,4 +81,4 @@ def _action(loader: Any) -> Callable[[], None] | None:
     return act
 
 
-__all__ = ["align_labels", "shuffle"]
+__all__ = ["align_labels", "look_at_labels", "shuffle"]

@@ -174,9 +174,12 @@ def unfreeze(study: Study, finding: Finding) -> Remedy | None:
 @remedy("unscale-first")
 def unscale_first(study: Study, finding: Finding) -> Remedy | None:
     """Say where the gradients are to be divided by the loss scale, or how the scale is to be set."""
+    scaler = "scaler = torch.amp.GradScaler(device)  # dynamic, from 65536"
+    if finding.index >= 0:
+        patch = f"{scaler}\nscaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()"
+        return Remedy("unscale-first", "Scale the loss while gradients are float16", patch, "none", Safety.REVIEW)
     if finding.module:
-        patch = "scaler = torch.amp.GradScaler(device)  # dynamic, from 65536"
-        return Remedy("unscale-first", "Let the scale adapt itself", patch, "none", Safety.REVIEW)
+        return Remedy("unscale-first", "Let the scale adapt itself", scaler, "none", Safety.REVIEW)
     patch = "scaler.unscale_(optimizer)  # before clip_grad_norm_"
     return Remedy("unscale-first", "Divide by the loss scale before clipping", patch, "none", Safety.REVIEW)
 

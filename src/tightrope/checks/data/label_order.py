@@ -12,8 +12,8 @@ Verdict   rho of 0.5 or more over at least 8 different batches of at least 4 sam
           only where the program is seen to go through stored data in order, and as `advice` where the inputs are
           sequences, which some programs must read in order. `fault` too where a linear head of several classes is given
           one and the same class in every batch, and the program has no other labels.
-Remedy    the line that makes the labels; for their order shuffle the data: `shuffle=True` of the `DataLoader`, or a
-          permutation before the loop (`shuffle`).
+Remedy    the line that makes the labels (`look-at-labels`); for their order shuffle the data: `shuffle=True` of the
+          `DataLoader`, or a permutation before the loop (`shuffle`).
 Limits    samplers that balance classes make F smaller than 1 and are fine. Full-batch training has one batch. Batches
           of one sample, and targets that never vary at one place (real and fake of a GAN), say nothing. Losses that are
           not among torch's own functions are not followed.
@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tightrope.checks.echoes import AFTERMATH
 from tightrope.checks.loss.heads import loss_terms, maker
 from tightrope.checks.trace import is_weighted, origin, producers
-from tightrope.finding import Evidence, Finding, Remedy, Safety, Severity
+from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.batches import Batches, Split, Stream, beyond_chance, split
 from tightrope.study import Study
 from tightrope.subject import Subject
@@ -40,13 +40,14 @@ from tightrope.tape.tape import RECURRENT
 
 STAGE = "run"
 EXPLAINS = ("tiny-batch-norm", "train-eval-mismatch", *AFTERMATH)
-REMEDIES = ("shuffle",)
+REMEDIES = ("shuffle", "look-at-labels")
 
 LARGE = 0.5  # from here on more of the labels' variance lies between batches than within
 PURE = 0.9  # a batch of 32 is worth 1.1 samples
 BATCHES, SAMPLES = 8, 4  # F has then 7 degrees of freedom above and 24 below: 5 deviations are beyond a chance of 1e-3
 DEVIATIONS = 5.0
-LOOK = "print(labels.unique(return_counts=True))  # divided, cast or indexed one time too many"
+ONE_CLASS = "classes among the labels"
+"""The first evidence of a finding that is about no order."""
 
 
 def judge(study: Study, batches: Batches) -> Iterator[Finding]:
@@ -103,8 +104,7 @@ def _one_class(study: Study, batches: Batches) -> Finding | None:
         return Finding(
             "label-order", Severity.FAULT, "", str(batches.built or stream.place.location),
             f"every label of {len(samples)} batches is class {classes.pop():.0f}, of {known} that the head tells apart",
-            (Evidence("classes among the labels", 1.0, float(known)), Evidence("labels looked at", float(count))),
-            remedies=(Remedy("fix-labels", "Look at the labels where they are made", LOOK, "none", Safety.ADVICE),),
+            (Evidence(ONE_CLASS, 1.0, float(known)), Evidence("labels looked at", float(count))),
         )  # fmt: skip
     return None
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tightrope.checks.echoes import AFTERMATH
-from tightrope.finding import Evidence, Finding, Remedy, Safety, Severity
+from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.updates import Updates
 from tightrope.study import Study
 from tightrope.subject import Program
@@ -37,11 +37,6 @@ CASTS = frozenset(("float", "double", "to", "type", "type_as"))
 LOST = 0.5
 SMALLEST = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
 NEAR = 16 * SMALLEST  # a rms below it: products with weights of a tenth and less are zero
-SCALER = Remedy(
-    "scale-loss", "Scale the loss while gradients are float16",
-    "scaler = torch.amp.GradScaler()\nscaler.scale(loss).backward()\nscaler.step(optimizer)\nscaler.update()",
-    "none; steps that overflow are left out", Safety.ADVICE,
-)  # fmt: skip
 STEPS = 20
 """Steps before which a dynamic scale may still be on its way down: from 2^16, halving, it fits within 16."""
 SKIPPED = 0.5
@@ -93,7 +88,7 @@ def _underflow(study: Study) -> Finding | None:
                 f"gradients of rms {before.rms:.3g} become {behind.rms:.3g} behind {entry.op}: the smallest number of "
                 f"float16 is {SMALLEST:.3g}",
                 (Evidence("rms of the gradient in float16", before.rms, NEAR), Evidence("rms behind it", behind.rms)),
-                entry.index, modules=(entry.module,), remedies=(SCALER,),
+                entry.index, modules=(entry.module,),
             )  # fmt: skip
     return None
 

@@ -105,21 +105,22 @@ def _finding(study: Study, entry: Entry, share: float, severity: Severity) -> Fi
 
 def sick() -> Subject:
     """Biases of -4 behind inputs of unit scale: no pre-activation is ever positive."""
-    return _net(-4.0)
+    return biased_net(-4.0)
 
 
 def healthy() -> Subject:
     """The same net with zero biases."""
-    return _net(0.0)
+    return biased_net(0.0)
 
 
-def _net(bias: float) -> Subject:
+def biased_net(bias: float, activation: type[nn.Module] = nn.ReLU) -> Subject:
+    """Two layers at the ReLU law, the second with this bias: what checks of single units show off with."""
     torch.manual_seed(0)
     first, second = nn.Linear(32, 64), nn.Linear(64, 64)
     for layer in (first, second):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
     nn.init.constant_(second.bias, bias)
-    model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(64, 1))
+    model = nn.Sequential(first, activation(), second, activation(), nn.Linear(64, 1))
     x = torch.randn(64, 32)
     return Subject(model, (x, x[:, :1].clone()), nn.functional.mse_loss)

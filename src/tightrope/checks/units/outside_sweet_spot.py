@@ -22,11 +22,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tightrope.checks.echoes import GRADIENT, PROGRESS, SIGNAL
 from tightrope.checks.layers import evaluate
 from tightrope.checks.trace import is_hidden, producers
+from tightrope.checks.units.dead_units import biased_net
 from tightrope.checks.weights import is_drawn, weights_before
 from tightrope.finding import Evidence, Finding, Severity
 from tightrope.measure.probes import SLOPE
@@ -121,24 +122,12 @@ def _finding(study: Study, entry: Entry, expected: float, measured: float, edge:
 
 def sick() -> Subject:
     """Biases of -5 before a GELU."""
-    return _net(-5.0)
+    return biased_net(-5.0, nn.GELU)
 
 
 def healthy() -> Subject:
     """The same net with biases of zero."""
-    return _net(0.0)
-
-
-def _net(bias: float) -> Subject:
-    torch.manual_seed(0)
-    first, second = nn.Linear(32, 64), nn.Linear(64, 64)
-    for layer in (first, second):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
-    nn.init.constant_(second.bias, bias)
-    model = nn.Sequential(first, nn.GELU(), second, nn.GELU(), nn.Linear(64, 1))
-    x: Tensor = torch.randn(64, 32)
-    return Subject(model, (x, x[:, :1].clone()), nn.functional.mse_loss)
+    return biased_net(0.0, nn.GELU)
 
 
 __all__ = ["sweet_edge"]
